@@ -1,0 +1,31 @@
+"""What every data source gives: images, labels, and what is known of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message is one line that says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    images: np.ndarray  # uint8 [N, H, W, 3]
+    labels: np.ndarray  # int64 [N], 0..K-1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the trainer sees it: both splits, class names, and how its images may be treated."""
+
+    name: str
+    classes: tuple[str, ...]  # K names, in label order
+    train: Dataset
+    test: Dataset
+    mean: tuple[float, float, float]  # of pixels in [0, 1], a channel
+    std: tuple[float, float, float]
+    flip: bool  # whether a mirrored image is still of its class

@@ -1,0 +1,23 @@
+"""The embedded data set: 1,797 handwritten digits of 8x8 pixels that scikit-learn carries (UCI optdigits, test set)."""
+
+import numpy as np
+from sklearn import datasets
+
+from fixmatch.data.dataset import Dataset, Source
+
+TEST_IMAGES = 500
+_ORDER_SEED = 0  # the files are sorted by writer, so test images are drawn, always the same ones
+
+
+def load_digits() -> Source:
+    """Grey levels 0..16 become 0..255 in three equal channels. Digits are not mirrored: a mirrored 2 is not a 2."""
+    bunch = datasets.load_digits()
+    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+    images = np.repeat(grey[..., None], 3, axis=3)
+    labels = bunch.target.astype(np.int64)
+    order = np.random.default_rng(_ORDER_SEED).permutation(len(images))
+    test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
+    pixels = images[train] / 255.0
+    mean, std = (float(pixels.mean()),) * 3, (float(pixels.std()),) * 3
+    return Source("digits", tuple("0123456789"), Dataset(images[train], labels[train]),
+                  Dataset(images[test], labels[test]), mean, std, flip=False)

@@ -1,0 +1,85 @@
+"""Verified download of one file: over TLS, resumed where it broke off, moved into place only when its MD5 is right."""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import urllib.error
+import urllib.request
+
+from tqdm import tqdm
+
+from fixmatch.data.dataset import DataError
+
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 30  # seconds without an answer
+
+
+def md5_of(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5_by_chunks(file)
+
+
+def download(url: str, target: pathlib.Path, md5: str) -> None:
+    """Fetches `url` into `target` through `target`.part, which is kept when the connection breaks, and resumed.
+
+    Raises:
+        DataError: no connection, a refused request, a full disk, or content that is not what `md5` says; `target` is
+            then left as it was.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        _fetch(url, part)
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        kept = f"; {part} is kept and will be resumed" if part.exists() else ""
+        raise DataError(f"{target}: download of {url} failed: {reason}{kept}") from None
+    found = md5_of(part)
+    if found != md5:
+        part.unlink()
+        raise DataError(f"{target}: download of {url} has MD5 {found}, expected {md5}; it was discarded, try again")
+    os.replace(part, target)
+
+
+def _fetch(url: str, part: pathlib.Path) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310, our own URL
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # nothing left to send: complete, or another file, as the MD5 tells
+            return
+        raise
+    with response:
+        if response.url.split(":")[0] != url.split(":")[0]:
+            raise OSError(f"redirected to {response.url}, which is not the same protocol")
+        resumed = response.status == 206
+        length = response.headers.get("Content-Length")
+        done = have if resumed else 0
+        total = int(length) + done if length else None
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab" if resumed else "wb") as file, tqdm(  # on a terminal, else _say_tenths
+                total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if bar.disable:
+                    _say_tenths(part.stem, done, done + len(chunk), total)
+                done += len(chunk)
+        if total is not None and done < total:
+            raise OSError(f"the connection closed after {done:,} of {total:,} bytes")
+
+
+def _say_tenths(name: str, before: int, done: int, total: int | None) -> None:
+    """One line for each tenth of `total` bytes, or each 10 MB where that is not known."""
+    tenth = total / 10 if total else 10e6
+    if done // tenth > before // tenth:
+        print(f"{name}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), flush=True)
+
+
+def _md5_by_chunks(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.md5(usedforsecurity=False)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""Which training images are labeled: drawn once, balanced over the classes, recorded, and checked wherever it is read.
+
+Reference: kekmodel/FixMatch-pytorch, dataset/cifar.py, x_u_split.
+"""
+
+import hashlib
+import json
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fixmatch.data.dataset import DataError
+from fixmatch.files import write_atomic
+
+_STREAM = 4  # of the seed's random streams; the loader and the preview have 0 to 3
+
+
+@dataclass(frozen=True)
+class Split:
+    labeled: np.ndarray  # int64 [n] indices into the training images, sorted
+    unlabeled: np.ndarray  # int64 [m] likewise
+
+    def sha256(self) -> str:
+        """Of both index lists, so that two runs can be seen to have used the same split."""
+        digest = hashlib.sha256(b"labeled" + self.labeled.astype("<i8").tobytes())
+        digest.update(b"unlabeled" + self.unlabeled.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int, seed: int,
+               include_labeled: bool = True) -> Split:
+    """Draws num_labeled / num_classes images of each class, from a generator of its own.
+
+    Args:
+        labels: int64 [N].
+        include_labeled: whether the labeled images are also among the unlabeled, as in the paper.
+
+    Raises:
+        DataError: num_labeled is no multiple of num_classes, or a class has fewer images.
+    """
+    per_class, rest = divmod(num_labeled, num_classes)
+    if rest or not per_class:
+        near = max(1, round(num_labeled / num_classes)) * num_classes
+        raise DataError(f"data.num_labeled: {num_labeled} labels cannot be spread evenly over {num_classes} classes "
+                        f"(nearest: {near})")
+    rng = np.random.default_rng([seed, _STREAM])
+    chosen = []
+    for c in range(num_classes):
+        members = np.flatnonzero(labels == c)
+        if len(members) < per_class:
+            raise DataError(f"data.num_labeled: {num_labeled} takes {per_class} images of class {c}, "
+                            f"which has {len(members)}")
+        chosen.append(rng.choice(members, per_class, replace=False))
+    labeled = np.sort(np.concatenate(chosen)).astype(np.int64)
+    everything = np.arange(len(labels), dtype=np.int64)
+    unlabeled = everything if include_labeled else np.setdiff1d(everything, labeled)
+    if not len(unlabeled):
+        raise DataError(f"data.num_labeled: {num_labeled} leaves no unlabeled image; set data.include_labeled=true")
+    return Split(labeled, unlabeled)
+
+
+def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarray) -> None:
+    """Writes split.json: the indices, the SHA-256 of the split, and that of the labels it was drawn from."""
+    write_atomic(path, json.dumps({
+        "dataset": dataset, "num_images": len(labels), "labels_sha256": _labels_sha256(labels),
+        "num_labeled": len(split.labeled), "sha256": split.sha256(),
+        "labeled": split.labeled.tolist(), "unlabeled": split.unlabeled.tolist()}) + "\n")
+
+
+def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled: int,
+               include_labeled: bool = True) -> Split:
+    """Reads and verifies a split.json. Raises DataError if it is damaged or belongs to other data or settings."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
+        facts = {key: content[key] for key in ("dataset", "num_images", "labels_sha256", "sha256")}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path}: not a split file ({type(error).__name__}: {error})") from None
+    if facts["sha256"] != split.sha256():
+        raise DataError(f"{path}: its SHA-256 does not fit its indices: it was edited or damaged")
+    if (facts["dataset"], facts["num_images"]) != (dataset, len(labels)):
+        raise DataError(f"{path}: made for {facts['dataset']} with {facts['num_images']} images, "
+                        f"not for {dataset} with {len(labels)}")
+    if facts["labels_sha256"] != _labels_sha256(labels):
+        raise DataError(f"{path}: made for another copy of {dataset}: the labels are in another order")
+    for name, index in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
+        if not len(index) or index.min() < 0 or index.max() >= len(labels) or len(np.unique(index)) < len(index):
+            raise DataError(f"{path}: {name}: indices must be distinct and in 0..{len(labels) - 1}")
+    shared = np.isin(split.labeled, split.unlabeled)
+    if not (shared.all() if include_labeled else not shared.any()):
+        raise DataError(f"{path}: {shared.sum()} of its {len(shared)} labeled images are also unlabeled, which does "
+                        f"not fit data.include_labeled={str(include_labeled).lower()}")
+    if len(split.labeled) != num_labeled:
+        raise DataError(f"{path}: has {len(split.labeled)} labeled images, but data.num_labeled is {num_labeled}")
+    return split
+
+
+def _labels_sha256(labels: np.ndarray) -> str:
+    return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,25 @@
+"""Data parallelism under `python -m paddle.distributed.launch`; one process is rank 0 of 1."""
+
+import paddle
+import paddle.distributed as dist
+
+
+def init() -> tuple[int, int]:
+    """Joins the process group, if this process was launched in one. Returns (rank, world_size)."""
+    if dist.get_world_size() > 1:
+        dist.init_parallel_env()
+    return dist.get_rank(), dist.get_world_size()
+
+
+def barrier() -> None:
+    """Waits for all ranks. An all-reduce, because gloo's barrier is not there for every device."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(paddle.zeros([1]))
+
+
+def parallel(model):
+    """`model` with gradients averaged over ranks. Batch statistics stay each rank's own, as in the reference."""
+    if dist.get_world_size() == 1:
+        return model
+    # block2.layer.0.bn1 and its like never get a gradient, which the reducer has to look for
+    return paddle.DataParallel(model, find_unused_parameters=True)

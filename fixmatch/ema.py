@@ -1,0 +1,33 @@
+"""Exponential moving average of a model's weights (arXiv 2001.07685, section 2.3).
+
+Reference: kekmodel/FixMatch-pytorch, models/ema.py: no warm-up, buffers copied.
+"""
+
+import paddle
+
+
+class EMA:
+    """Averages parameters and copies buffers, so that evaluation of the average uses the live running statistics.
+
+    Args:
+        model: the live network.
+        average: a second network of the same architecture, overwritten with `model`'s state and kept in eval mode.
+        decay: the share of the old average, 0..1.
+    """
+
+    def __init__(self, model, average, decay: float):
+        self.model, self.average, self.decay = model, average, decay
+        average.set_state_dict(model.state_dict())
+        average.eval()
+        for parameter in average.parameters():
+            parameter.stop_gradient = True
+        self.parameters = list(zip(average.parameters(), model.parameters(), strict=True))
+        self.buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+
+    @paddle.no_grad()
+    def update(self):
+        """average <- decay * average + (1 - decay) * live, once after each optimizer step."""
+        for average, live in self.parameters:
+            average.scale_(self.decay).add_(live * (1.0 - self.decay))
+        for average, live in self.buffers:
+            average.copy_(live, False)

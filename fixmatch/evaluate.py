@@ -1,0 +1,65 @@
+"""Evaluation on every test image. Accuracies are percent, 0..100. N images, K classes."""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from fixmatch.data.dataset import Dataset
+from fixmatch.losses import cross_entropy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    top1: float  # percent
+    top5: float  # percent; of the K largest where K < 5
+    loss: float  # mean cross-entropy
+    per_class: list[float | None]  # [K] percent; None where the test set has no image of the class
+    confusion: list[list[int]]  # [K][K] counts, row: true class, column: predicted class
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@paddle.no_grad()
+def evaluate(model, normalize, data: Dataset, batch_size: int) -> Evaluation:
+    """Runs `model` in eval mode over all of `data`, the last partial batch included, and leaves its mode as it was."""
+    was_training = model.training
+    model.eval()
+    logits, losses = [], []
+    for start in range(0, len(data), batch_size):
+        batch_logits = model(normalize(data.images[start:start + batch_size]))  # [n, K]
+        targets = paddle.to_tensor(data.labels[start:start + batch_size])
+        losses.append(cross_entropy(batch_logits, targets).numpy())
+        logits.append(batch_logits.numpy())
+    if was_training:
+        model.train()
+    return score(np.concatenate(logits), data.labels, np.concatenate(losses))
+
+
+def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluation:
+    """Scores logits [N, K] against labels int64 [N]; `losses` [N] are averaged.
+
+    Of equal logits the first class ranks first, as in argmax. A row with NaN in it counts as wrong.
+    """
+    num_classes = logits.shape[1]
+    order = np.argsort(-logits, axis=1, kind="stable")  # [N, K]
+    hits = (order == labels[:, None]) & np.isfinite(logits).all(axis=1, keepdims=True)
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels, order[:, 0]), 1)
+    right, seen = hits[:, 0], np.bincount(labels, minlength=num_classes)
+    right_by_class = np.bincount(labels[right], minlength=num_classes)
+    return Evaluation(
+        top1=100.0 * float(right.mean()), top5=100.0 * float(hits[:, :5].any(axis=1).mean()),
+        loss=float(losses.mean(dtype=np.float64)),
+        per_class=[100.0 * int(r) / int(n) if n else None for r, n in zip(right_by_class, seen, strict=True)],
+        confusion=confusion.tolist())
+
+
+def summarize(history: list[float]) -> dict:
+    """What of a run's evaluations to report, each under its own name: top-1 percents, oldest first."""
+    last20 = history[-20:]
+    return {"last": history[-1], "best": max(history), "mean_last_20": statistics.fmean(last20),
+            "median_last_20": statistics.median(last20)}

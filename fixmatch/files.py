@@ -1,0 +1,21 @@
+"""Writing a file so that a reader finds the old content or the new, never half of either."""
+
+import os
+import pathlib
+
+
+def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
+    """Writes beside `path`, flushes to disk, then replaces it. On an error `path` stays as it was."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write does not say where
+        raise

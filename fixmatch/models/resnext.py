@@ -1,0 +1,63 @@
+"""ResNeXt (Xie et al. 2017) for small images, with Mish (Misra 2019) after each batch norm.
+
+Reference: kekmodel/FixMatch-pytorch, models/resnext.py, whose intent is plain batch norm (the file itself does not
+import). Bottlenecks are type C: 1x1, grouped 3x3, 1x1. Shapes: N images, K classes.
+"""
+
+from paddle import nn
+
+from fixmatch.models.layers import BatchNorm2D, Conv2D, activate, enter, global_average_pool, xavier_linear
+
+ACTIVATION = "mish"
+WIDEN_FACTOR = 4
+
+
+class ResNeXtBottleneck(nn.Layer):
+    """Reduce to D channels, convolve them in `cardinality` groups, expand; plus the input or its projection."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, cardinality: int, base_width: int):
+        super().__init__()
+        inner = cardinality * int(base_width * out_channels / (WIDEN_FACTOR * 64))
+        self.conv_reduce = Conv2D(in_channels, inner, 1)
+        self.bn_reduce = BatchNorm2D(inner, ACTIVATION)
+        self.conv_conv = Conv2D(inner, inner, 3, stride, groups=cardinality)
+        self.bn = BatchNorm2D(inner, ACTIVATION)
+        self.conv_expand = Conv2D(inner, out_channels, 1)
+        self.bn_expand = BatchNorm2D(out_channels)
+        self.shortcut = nn.Sequential()
+        if in_channels != out_channels:
+            self.shortcut.add_sublayer("shortcut_conv", Conv2D(in_channels, out_channels, 1, stride))
+            self.shortcut.add_sublayer("shortcut_bn", BatchNorm2D(out_channels))
+
+    def forward(self, x):  # [N, C_in, H, W] -> [N, C_out, H / stride, W / stride]
+        out = self.bn_reduce(self.conv_reduce(x))
+        out = self.bn(self.conv_conv(out))
+        out = self.bn_expand(self.conv_expand(out))
+        return activate(self.shortcut(x) + out, ACTIVATION)
+
+
+class ResNeXt(nn.Layer):
+    """Images [N, 3, H, W] -> logits [N, K]. Depth 28, 4x4d with K = 10 has 1,019,722 parameters."""
+
+    def __init__(self, num_classes: int, depth: int = 28, base_width: int = 4, cardinality: int = 4):
+        super().__init__()
+        channels = [64, 64 * WIDEN_FACTOR, 128 * WIDEN_FACTOR, 256 * WIDEN_FACTOR]
+        num_blocks = (depth - 2) // 9
+        self.conv_1_3x3 = Conv2D(3, 64, 3)
+        self.bn_1 = BatchNorm2D(64, ACTIVATION)
+        for stage in (1, 2, 3):
+            blocks = nn.Sequential()
+            for i in range(num_blocks):
+                first = i == 0
+                blocks.add_sublayer(f"stage_{stage}_bottleneck_{i}", ResNeXtBottleneck(
+                    channels[stage - 1] if first else channels[stage], channels[stage],
+                    2 if first and stage > 1 else 1, cardinality, base_width))
+            self.add_sublayer(f"stage_{stage}", blocks)
+        self.classifier = xavier_linear(channels[3], num_classes)
+
+    def forward(self, x):
+        out = self.bn_1(self.conv_1_3x3(enter(x)))  # [N, 64, H, W]
+        out = self.stage_1(out)  # [N, 256, H, W]
+        out = self.stage_2(out)  # [N, 512, H/2, W/2]
+        out = self.stage_3(out)  # [N, 1024, H/4, W/4]
+        return self.classifier(global_average_pool(out))  # [N, K]

@@ -1,0 +1,30 @@
+"""A picture of what the network is shown: images, their weak and their strong views."""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from fixmatch.data import views
+from fixmatch.data.dataset import Dataset
+from fixmatch.files import write_atomic
+
+_SIDE = 96  # pixels that an image is enlarged to, at least
+
+
+def preview(data: Dataset, flip: bool, seed: int, count: int = 8) -> np.ndarray:
+    """uint8 [3h, count * w, 3]: a row of images, a row of their weak and a row of their strong views."""
+    rng = np.random.default_rng([seed, 3])
+    index = rng.choice(len(data), count, replace=len(data) < count)
+    size = data.images.shape[1:3]
+    weak, strong = views.weak_and_strong(data.images, index, views.draw(rng, count, size, flip))
+    rows = [np.concatenate(list(row), axis=1) for row in (data.images[index], weak, strong)]
+    scale = -(-_SIDE // max(size))
+    return np.concatenate(rows).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(picture: np.ndarray, path: pathlib.Path) -> None:
+    blob = io.BytesIO()
+    Image.fromarray(picture).save(blob, format="PNG")
+    write_atomic(path, blob.getvalue())

@@ -1,0 +1,72 @@
+"""The folder of one run: made, locked against a second trainer, moved aside rather than overwritten."""
+
+import fcntl
+import itertools
+import os
+import pathlib
+import platform
+import subprocess
+import weakref
+
+import fixmatch
+from fixmatch.config import ConfigError
+
+_MARKS = ("config.yaml", ".lock")  # a folder that has one was made by a run
+
+
+class RunFolder:
+    """Holds the lock of `path` as long as this object lives.
+
+    A fresh start where an earlier run lies moves that run to PATH.1 (or .2, ...). Raises ConfigError when another
+    process trains there, or when the folder holds something else.
+    """
+
+    def __init__(self, path: pathlib.Path, resume: bool):
+        self.path, self.moved_to, self._unlock = path, None, lambda: None
+        try:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"run.dir: {path} is a file")
+            if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+                if not any((path / mark).exists() for mark in _MARKS):
+                    raise ConfigError(f"run.dir: {path} holds files that are no run's; choose another folder")
+                self._lock()
+                if not resume:
+                    aside = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+                    self.moved_to = next(p for p in aside if not p.exists())
+                    path.rename(self.moved_to)
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise ConfigError(f"run.dir: {path} cannot be used: {error.strerror}") from None
+
+    def _lock(self) -> None:
+        self._unlock()
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        self._unlock = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run.dir: another process is training in {self.path}; choose another run.dir") from None
+
+
+def provenance() -> dict:
+    """Versions, commit and machine, for result.json and checkpoints."""
+    import numpy
+    import paddle
+
+    return {"versions": {"fixmatch": fixmatch.__version__, "paddle": paddle.__version__, "numpy": numpy.__version__,
+                         "python": platform.python_version()},
+            "commit": _commit(), "platform": platform.platform(), "device": paddle.device.get_device()}
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package runs from, marked -dirty if it was changed; None outside a checkout."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40",  # noqa: S603, S607
+                               "--exclude=*"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,235 @@
+"""One FixMatch step (arXiv 2001.07685, algorithm 1), and the loop around it.
+
+Reference: kekmodel/FixMatch-pytorch, train.py. Shapes: B labeled images, M = mu * B unlabeled ones, K classes, C H W.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+
+import numpy as np
+import paddle
+
+from fixmatch import checkpoint, distributed
+from fixmatch.config import Config, SSLConfig
+from fixmatch.data.dataset import Source
+from fixmatch.data.loader import Batch, Loader
+from fixmatch.ema import EMA
+from fixmatch.evaluate import evaluate, summarize
+from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss
+from fixmatch.models import build_model
+from fixmatch.monitor import NonFinite
+from fixmatch.normalize import Normalize
+from fixmatch.optimizer import TwoGroupSGD
+from fixmatch.schedule import build_scheduler
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What a step changes."""
+
+    model: paddle.nn.Layer
+    network: paddle.nn.Layer  # `model`, or its data-parallel wrapper
+    ema: EMA
+    optimizer: TwoGroupSGD
+    scheduler: paddle.optimizer.lr.LRScheduler
+    normalize: Normalize
+    scaler: paddle.amp.GradScaler  # disabled unless train.amp
+
+
+def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
+    """One step of FixMatch on one batch; returns the losses, mask and pseudo-labels, still on the device."""
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))  # [B + 2M, C, H, W]
+    targets_x = paddle.to_tensor(batch.targets_x)  # [B]
+
+    # One joint forward: batch statistics are over all three parts, and through them the weak views get gradient too.
+    logits = forward(state, images)  # [B + 2M, K]
+    logits_x, logits_u_w, logits_u_s = paddle.split(logits, [len(batch.x), len(batch.u_w), len(batch.u_s)])
+
+    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u)
+    update(state, losses.loss)
+    return losses
+
+
+def supervised_step(state: TrainState, batch: Batch) -> FixMatchLoss:
+    """The baseline: the same step on the labeled images alone."""
+    logits_x = forward(state, state.normalize(batch.x))  # [B, K]
+    loss = cross_entropy(logits_x, paddle.to_tensor(batch.targets_x)).mean()
+    update(state, loss)
+    none = paddle.zeros([0], dtype=loss.dtype)
+    return FixMatchLoss(loss, loss, paddle.zeros_like(loss), none, none, paddle.zeros([0], dtype="int64"))
+
+
+def forward(state: TrainState, images):
+    with paddle.amp.auto_cast(enable=state.scaler.is_enable()):
+        logits = state.network(images)
+    return logits.astype(images.dtype)
+
+
+def update(state: TrainState, loss) -> None:
+    """Gradients, then in the reference's order: optimizer, schedule, EMA, clear."""
+    state.scaler.scale(loss).backward()
+    state.optimizer.step(state.scaler)
+    state.scheduler.step()
+    state.ema.update()
+    state.optimizer.clear_grad()
+
+
+def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
+    """A fresh network and everything that trains it, seeded by run.seed, on Paddle's current device."""
+    def network():
+        return build_model(num_classes=num_classes, **dataclasses.asdict(config.model))
+
+    paddle.seed(config.run.seed)
+    model, average = network(), network()
+    optim, train = config.optim, config.train
+    scheduler = build_scheduler(optim.lr, train.total_steps, optim.warmup_steps)
+    optimizer = TwoGroupSGD(model, scheduler, optim.momentum, optim.weight_decay, optim.nesterov, train.clip_grad_norm)
+    amp = train.amp and paddle.device.get_device().startswith("gpu")
+    return TrainState(model, distributed.parallel(model), EMA(model, average, config.ema.decay), optimizer, scheduler,
+                      Normalize(mean, std), paddle.amp.GradScaler(enable=amp))
+
+
+class Trainer:
+    """The loop: steps, evaluations, checkpoints, and a stop that loses nothing.
+
+    Args:
+        config: the resolved configuration.
+        source: the data set.
+        loader: of this rank.
+        monitor: of this rank; silent but for rank 0.
+        checkpoints: the folder for latest/ and best/, or None on ranks other than 0.
+        provenance: JSON that every checkpoint carries: versions, commit, parity verdict, split.
+    """
+
+    def __init__(self, config: Config, source: Source, loader: Loader, monitor, checkpoints, provenance: dict):
+        self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
+        self.checkpoints, self.provenance = checkpoints, provenance
+        self.state = build_state(config, len(source.classes), source.mean, source.std)
+        self.step = 0
+        self.saved_step = None  # the step that checkpoints/latest holds
+        self.seconds = 0.0  # of training and evaluation, over all sessions
+        self.train_seconds = 0.0  # of that, in steps and waiting for their batches
+        self.history = {"raw": [], "ema": []}  # top-1 percents of all evaluations
+        self.best = -1.0
+
+    def fit(self) -> bool:
+        """Trains up to train.total_steps. Returns False if a signal stopped it first; a checkpoint is then saved.
+
+        Raises NonFinite when a loss is no longer a number; checkpoints are then from before that step.
+        """
+        total, eval_every, ssl = self.config.train.total_steps, self.config.train.eval_every, self.config.ssl
+        started, before = time.perf_counter(), self.seconds
+        batches = self.loader.batches(self.step, total)
+        with stop_signal() as stop, contextlib.closing(batches):
+            while self.step < total and not stop.requested:
+                step_started = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - step_started
+                lr = self.state.scheduler.get_lr()
+                losses = (train_step(self.state, batch, ssl) if ssl.mode == "fixmatch"
+                          else supervised_step(self.state, batch))
+                self.step += 1
+                self.monitor.record(self.step, losses, batch, lr, waited)
+                self.train_seconds += time.perf_counter() - step_started
+                if self.step % eval_every == 0 or self.step == total:
+                    self.monitor.flush()
+                    self._evaluate()
+                self.seconds = before + time.perf_counter() - started
+                if self.step % eval_every == 0 or self.step == total:
+                    self._save()
+        self.monitor.flush()
+        self._save()
+        return self.step == total
+
+    def _evaluate(self) -> None:
+        """Scores the raw and the averaged weights, on rank 0; the other ranks wait at their next gradient."""
+        if self.checkpoints is None:
+            return
+        started = time.perf_counter()
+        size, test = self.config.train.eval_batch_size, self.source.test
+        found = {"raw": evaluate(self.state.model, self.state.normalize, test, size),
+                 "ema": evaluate(self.state.ema.average, self.state.normalize, test, size)}
+        for name, evaluation in found.items():
+            self.history[name].append(evaluation.top1)
+        self.monitor.record_evaluation(self.step, found, self.top1())
+        self.monitor.skip(time.perf_counter() - started)
+
+    def top1(self) -> dict:
+        return {name: summarize(history) for name, history in self.history.items() if history}
+
+    def _save(self) -> None:
+        if self.checkpoints is None or self.saved_step == self.step:
+            return
+        arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
+        arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
+        arrays |= {f"momentum/{name}": t.numpy() for name, t in self.state.optimizer.state().items()}
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise NonFinite(self.step, "a weight", math.nan)
+        source = self.source
+        meta = {"step": self.step, "seconds": round(self.seconds, 3),
+                "train_seconds": round(self.train_seconds, 3), "history": self.history, **self.provenance,
+                "dataset": source.name, "classes": source.classes, "mean": source.mean, "std": source.std,
+                "image_size": source.train.images.shape[1:3], "scaler": _plain(self.state.scaler.state_dict())}
+        if self.history["ema"] and self.history["ema"][-1] > self.best:
+            self.best = self.history["ema"][-1]
+            checkpoint.save(self.checkpoints / "best", arrays, meta)
+        checkpoint.save(self.checkpoints / "latest", arrays, meta)
+        self.saved_step = self.step
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Goes on from `saved`: weights, EMA, momentum, schedule, history. The loader needs only the step."""
+        load_weights(self.state.model, saved.part("model"))
+        load_weights(self.state.ema.average, saved.part("ema"))
+        self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
+        self.state.scaler.load_state_dict(saved.fact("scaler"))
+        self.step = self.saved_step = saved.fact("step")
+        self.state.scheduler.step(self.step)
+        self.seconds, self.train_seconds = saved.fact("seconds"), saved.fact("train_seconds")
+        self.history = saved.fact("history")
+        self.best = max(self.history["ema"], default=-1.0)
+
+
+def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
+    """Puts `arrays` into `model`, which must have exactly these names, shapes and dtypes; else CheckpointError.
+
+    Layer.set_state_dict alone would skip what does not fit.
+    """
+    wanted = {name: (tuple(t.shape), str(t.numpy().dtype)) for name, t in model.state_dict().items()}
+    given = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise checkpoint.CheckpointError(f"checkpoint does not fit the model: {name}: the model has "
+                                             f"{wanted.get(name)}, the checkpoint {given.get(name)}")
+    model.set_state_dict({name: paddle.to_tensor(a) for name, a in arrays.items()})
+
+
+class StopSignal:
+    """Set by the first SIGINT or SIGTERM; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __call__(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step; press Ctrl-C again to stop at once, without a checkpoint", flush=True)
+
+
+@contextlib.contextmanager
+def stop_signal():
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plain(state: dict) -> dict:
+    """A GradScaler's state as JSON: it holds one-element arrays."""
+    return {key: np.asarray(value).reshape(-1)[0].item() for key, value in state.items()}

@@ -1,0 +1,129 @@
+"""The data side of the proof: the same plan through the batched kernels and through Pillow, uint8 for uint8.
+
+Also what is drawn at random (which operations, magnitudes and images), by its exact support and its frequencies, and
+the constants. Nothing here needs Torch.
+"""
+
+import numpy as np
+
+from fixmatch.data import cifar, randaugment, split, views
+from fixmatch.normalize import Normalize
+from parity import randaugment as pillow
+from parity.case import Case
+from parity.compare import Trace
+from parity.subject import precision
+
+SIZE = 32
+_OPS = ("AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Posterize", "Rotate", "Sharpness",
+        "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY")
+_STATISTICS = {  # mean and std, Krizhevsky's training images
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+_DRAWS = 20_000
+
+
+def probe_images(seed: int, size: int = SIZE) -> np.ndarray:
+    """uint8 [9, size, size, 3]: ordinary images and odd ones, which operations treat apart."""
+    rng = np.random.default_rng([seed, 4])
+    noise = rng.integers(0, 256, (size, size, 3))
+    blobs = rng.integers(0, 256, (4, 4, 3)).repeat(-(-size // 4), axis=0).repeat(-(-size // 4), axis=1)[:size, :size]
+    one_constant = noise.copy()
+    one_constant[..., 1] = 77
+    ramp = np.broadcast_to(np.linspace(0, 255, size)[:, None], (size, size))[..., None].repeat(3, axis=2)
+    return np.stack([noise, blobs, np.clip(blobs + noise // 4 - 32, 0, 255), 90 + noise // 16, one_constant, ramp,
+                     np.zeros_like(noise), np.full_like(noise, 255), np.full_like(noise, 128)]).astype(np.uint8)
+
+
+def _single_operation_plans(count: int) -> dict[str, randaugment.Plan]:
+    """For each operation: every magnitude 1..9 and both signs on each of `count` images, as one plan of 18 * count."""
+    magnitude, negated = np.repeat(np.tile(np.arange(1, 10), 2), count), np.repeat([False, True], 9 * count)
+    plans = {}
+    for op, name in enumerate(_OPS):
+        n = len(magnitude)
+        plans[name] = randaugment.Plan(
+            op=np.stack([np.full(n, op), np.full(n, _OPS.index("Identity"))], axis=1),
+            magnitude=np.stack([magnitude, magnitude], axis=1), applied=np.ones((n, 2), dtype=bool),
+            negated=np.stack([negated, negated], axis=1), cutout=np.linspace(0, 0.999, 2 * n).reshape(n, 2))
+    return plans
+
+
+def _random_plan(seed: int, count: int) -> views.ViewPlan:
+    """Made here and not by the production draw, so that a fault of that shows by itself."""
+    rng = np.random.default_rng([seed, 5])
+
+    def weak():
+        return views.WeakPlan(flip=rng.random(count) < 0.5, offset=rng.integers(0, 2 * (SIZE // 8) + 1, (count, 2)))
+
+    shape = (count, 2)
+    return views.ViewPlan(weak(), weak(), randaugment.Plan(
+        op=rng.integers(0, len(_OPS), shape), magnitude=rng.integers(1, 10, shape), applied=rng.random(shape) < 0.5,
+        negated=rng.random(shape) < 0.5, cutout=rng.random(shape)))
+
+
+def ours(case: Case) -> Trace:
+    images = probe_images(case.seed)
+    yield "operations", {name: randaugment.apply(np.tile(images, (18, 1, 1, 1)), plan)
+                         for name, plan in _single_operation_plans(len(images)).items()}
+    plan = _random_plan(case.seed, 40 * len(images))
+    weak, strong = views.weak_and_strong(images, np.tile(np.arange(len(images)), 40), plan)
+    yield "views", {"weak": weak, "strong": strong}
+    yield "draws", _drawn(case.seed)
+    yield "split", _split(case.seed)
+    with precision("float64"):
+        yield "normalization", {name: Normalize(*cifar.statistics(name))(images).numpy() for name in _STATISTICS}
+
+
+def reference(case: Case) -> Trace:
+    images = probe_images(case.seed)
+    yield "operations", {name: pillow.apply(np.tile(images, (18, 1, 1, 1)), plan)
+                         for name, plan in _single_operation_plans(len(images)).items()}
+    plan = _random_plan(case.seed, 40 * len(images))
+    weak, strong = pillow.weak_and_strong(np.tile(images, (40, 1, 1, 1)), plan)
+    yield "views", {"weak": weak, "strong": strong}
+    yield "draws", {"operations": np.arange(len(_OPS)), "operation frequencies": np.full(len(_OPS), 1 / len(_OPS)),
+                    "magnitudes": np.arange(1, 10), "magnitude frequencies": np.full(9, 1 / 9),
+                    "applied": np.array(0.5), "negated": np.array(0.5), "flipped": np.array(0.5),
+                    "flipped where not allowed": np.array(0.0), "crop offsets": np.arange(9),
+                    "crop offset frequencies": np.full(9, 1 / 9), "cutout centre": np.array(0.5)}
+    yield "split", {"labels a class": np.full(10, 4), "labeled images are unlabeled too": np.array(True),
+                    "unlabeled": np.arange(1000), "same again": np.array(True)}
+    yield "normalization", {
+        name: ((images.astype(np.float64) / 255.0 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
+        for name, (mean, std) in _STATISTICS.items()}
+
+
+def _drawn(seed: int) -> dict[str, np.ndarray]:
+    """What the production code draws: values that occur, and their frequencies, set to the expected where they fit."""
+    rng = np.random.default_rng([seed, 6])
+    plan = views.draw(rng, _DRAWS, SIZE)
+    ra, offset = plan.randaugment, plan.strong.offset
+    unflipped = views.draw(rng, _DRAWS, SIZE, flip=False)
+    flips = np.concatenate([unflipped.weak.flip, unflipped.strong.flip])
+    return {
+        "operations": np.unique(ra.op), "operation frequencies": _frequencies(ra.op, np.arange(len(_OPS))),
+        "magnitudes": np.unique(ra.magnitude), "magnitude frequencies": _frequencies(ra.magnitude, np.arange(1, 10)),
+        "applied": _fits(ra.applied, 0.5, 0.5), "negated": _fits(ra.negated, 0.5, 0.5),
+        "flipped": _fits(plan.weak.flip, 0.5, 0.5), "flipped where not allowed": np.array(float(flips.mean())),
+        "crop offsets": np.unique(offset), "crop offset frequencies": _frequencies(offset, np.arange(9)),
+        "cutout centre": _fits(ra.cutout, 0.5, 1 / np.sqrt(12)),
+    }
+
+
+def _fits(values: np.ndarray, mean: float, deviation: float) -> np.ndarray:
+    """`mean` if the values' mean is within 6 standard errors of it, else what it is."""
+    found = float(np.mean(values))
+    return np.array(mean if abs(found - mean) < 6 * deviation / np.sqrt(values.size) else found)
+
+
+def _frequencies(values: np.ndarray, support: np.ndarray) -> np.ndarray:
+    p = 1 / len(support)
+    return np.array([float(_fits(values == v, p, np.sqrt(p * (1 - p)))) for v in support])
+
+
+def _split(seed: int) -> dict[str, np.ndarray]:
+    labels = np.random.default_rng([seed, 7]).integers(0, 10, 1000)
+    drawn, again = (split.draw_split(labels, 10, 40, seed) for _ in range(2))
+    return {"labels a class": np.bincount(labels[drawn.labeled], minlength=10),
+            "labeled images are unlabeled too": np.array(bool(np.isin(drawn.labeled, drawn.unlabeled).all())),
+            "unlabeled": np.sort(drawn.unlabeled), "same again": np.array(drawn.sha256() == again.sha256())}

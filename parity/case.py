@@ -1,0 +1,97 @@
+"""What a parity run feeds to both sides: a configuration, initial weights and batches, all from numpy seeds.
+
+B labeled images, M = mu * B unlabeled ones, K classes.
+"""
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fixmatch.config import Config
+from fixmatch.data.loader import Batch
+
+# Scale of the classifier's weights: so that the mask at a threshold of 0.95 has both values, and no larger, since a
+# steep loss amplifies rounding from step to step.
+_CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
+
+# Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
+IDLE = tuple(f"block{b}.layer.0.bn1.{p}" for b in (2, 3) for p in ("weight", "bias"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shrunken run of `config`: its own network and hyper-parameters, few and small images."""
+
+    config: Config
+    num_classes: int
+    seed: int = 0
+    image_size: int = 8  # pixels; both networks halve it twice
+    batch_size: int = 4
+    mu: int = 3
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, float, float] = (0.2471, 0.2435, 0.2616)
+    float32_weights: bool = False  # round them, so that float32 runs start where the float64 one does
+    loader: object = None  # a fixmatch.data.loader.Loader to take batches of real images from instead
+
+    def weights(self, shapes: dict[str, tuple], scale: float = 1.0, salt: str = "") -> dict[str, np.ndarray]:
+        """Float64 arrays for Torch-named parameters and buffers of these shapes, each drawn from its own name.
+
+        So each side draws its own, and a layer that only one side has does not shift the others. Batch norms are away
+        from 1 and 0, so that weight decay on them shows.
+        """
+        drawn = {name: np.asarray(self._draw(name, shape, salt, scale)) for name, shape in shapes.items()}
+        return {n: a.astype(np.float32).astype(a.dtype) for n, a in drawn.items()} if self.float32_weights else drawn
+
+    def _draw(self, name: str, shape: tuple, salt: str, scale: float) -> np.ndarray:
+        if name.endswith("num_batches_tracked"):
+            return np.zeros(shape, dtype=np.int64)
+        normal = np.random.default_rng([self.seed, zlib.crc32((salt + name).encode())]).standard_normal(shape) * scale
+        if len(shape) == 4:
+            return normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3]))
+        if len(shape) == 2:
+            return normal * (_CONFIDENT_LOGITS[self.config.model.arch] / np.sqrt(shape[1]))
+        if name.endswith("running_var"):
+            return scale + 0.2 * np.abs(normal)
+        return 0.1 * normal + (scale if name.endswith("weight") else 0.0)
+
+    def batch(self, step: int) -> Batch:
+        """uint8 images and int64 labels of one step: coloured blobs under noise, or real images from the loader."""
+        if self.loader is not None:
+            return self.loader.batch(step)
+        rng = np.random.default_rng([self.seed, step])
+        size, total = self.image_size, self.batch_size * (1 + 2 * self.mu)
+        blobs = rng.integers(0, 256, (total, 2, 2, 3)).repeat(size // 2, axis=1).repeat(size // 2, axis=2)
+        images = np.clip(blobs + rng.integers(-40, 41, (total, size, size, 3)), 0, 255).astype(np.uint8)
+        x, u_w, u_s = np.split(images, [self.batch_size, self.batch_size * (1 + self.mu)])
+        targets = rng.integers(0, self.num_classes, len(x) + len(u_w))
+        return Batch(x, targets[:len(x)], u_w, u_s, targets[len(x):])
+
+    def short_config(self) -> Config:
+        """The configuration with a run so short that its learning rate moves visibly in three steps."""
+        warmup = min(self.config.optim.warmup_steps, 2)
+        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, total_steps=20),
+                                   optim=dataclasses.replace(self.config.optim, warmup_steps=warmup))
+
+    def with_seed(self, seed: int) -> "Case":
+        return dataclasses.replace(self, seed=seed)
+
+
+def loss_probes(num_classes: int, seed: int) -> dict[str, tuple]:
+    """Logits to try the loss on: {name: (logits_x [B, K], targets_x [B], logits_u_w [M, K], logits_u_s [M, K])}.
+
+    Float64, labels int64. "random" has confident and unsure rows; "tie" has a confidence of exactly 0.5, the threshold
+    that it is to be tried with; "extreme" has logits that a saturating cross-entropy gets wrong.
+    """
+    rng = np.random.default_rng([seed, 1])
+    batch, unlabeled, k = 4, 12, num_classes
+    targets = rng.integers(0, k, batch)
+    spread = np.linspace(0.2, 12.0, unlabeled)[:, None]
+    random = (rng.standard_normal((batch, k)) * 3, targets, rng.standard_normal((unlabeled, k)) * spread,
+              rng.standard_normal((unlabeled, k)) * 3)
+    tied = np.full((unlabeled, k), -1000.0)
+    tied[:, :2] = 0.0  # softmax gives 0.5, 0.5, 0, ...; the first is taken
+    extreme = (rng.standard_normal((batch, k)) * 200, targets, rng.standard_normal((unlabeled, k)) * 200,
+               rng.standard_normal((unlabeled, k)) * 200)
+    return {"random": random, "tie": (random[0], targets, tied, random[3]), "extreme": extreme}

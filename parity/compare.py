@@ -1,0 +1,70 @@
+"""Comparing two traces, tensor by tensor, in the order in which a fault would show.
+
+A trace is an iterator of (section, {name: array}): what one side computed, in the order of diagnosis. The two sides are
+walked in step, so that one section of each is in memory at a time.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+GATE = 1e-11  # on max|a - b| / max|b| in float64; a correct port measures 1e-14, the weakest planted bug 1e-5
+
+Trace = Iterable[tuple[str, dict[str, np.ndarray]]]
+
+
+class Row(NamedTuple):
+    """One compared tensor."""
+
+    tensor: str  # "section/name"
+    absolute: float  # max|ours - reference|; inf where they cannot be compared
+    relative: float  # over max|reference|
+    passed: bool
+    why: str = ""  # what kind of difference, where it is not one of values
+    ours: np.ndarray | None = None  # kept for a tensor that failed
+    reference: np.ndarray | None = None
+
+    def name(self) -> str:
+        return self.tensor.rpartition("/")[2]
+
+
+def compare(ours: Trace, reference: Trace, gate: float = GATE) -> Iterator[Row]:
+    """Rows of all sections of both traces, in order. A section or tensor that only one side has fails."""
+    theirs_by_section = iter(reference)
+    for section, mine in ours:
+        other_section, theirs = next(theirs_by_section, (None, {}))
+        if other_section != section:
+            yield Row(f"{section}/", np.inf, np.inf, False, f"the reference has section {other_section} here")
+            return
+        for name in [*theirs, *(n for n in mine if n not in theirs)]:
+            yield compare_tensor(f"{section}/{name}", mine.get(name), theirs.get(name), gate)
+    for section, _ in theirs_by_section:
+        yield Row(f"{section}/", np.inf, np.inf, False, "only the reference has this section")
+
+
+def compare_tensor(tensor: str, ours, reference, gate: float = GATE) -> Row:
+    """One row. Integers and booleans must be equal; nothing is transposed, broadcast or cast to make it fit."""
+    def failed(why: str, absolute=np.inf, relative=np.inf):
+        return Row(tensor, absolute, relative, False, why, ours, reference)
+
+    if ours is None or reference is None:
+        return failed("missing here" if ours is None else "only here, not in the reference")
+    ours, reference = np.asarray(ours), np.asarray(reference)
+    if ours.shape != reference.shape:
+        return failed(f"shape {ours.shape}, the reference has {reference.shape}")
+    if ours.dtype != reference.dtype:
+        return failed(f"dtype {ours.dtype}, the reference has {reference.dtype}")
+    if not ours.size:
+        return Row(tensor, 0.0, 0.0, True)
+    if ours.dtype.kind != "f":
+        different = int((ours != reference).sum())
+        largest = float(np.abs(ours.astype(np.int64) - reference.astype(np.int64)).max())
+        return Row(tensor, 0.0, 0.0, True) if not different else failed(
+            f"{different} of {ours.size} elements differ", largest, different / ours.size)
+    if not (np.isfinite(ours).all() and np.isfinite(reference).all()):
+        return failed("NaN or infinity")
+    absolute = float(np.abs(ours - reference).max())
+    scale = float(np.abs(reference).max())
+    relative = absolute / scale if scale else absolute
+    return Row(tensor, absolute, relative, True) if relative <= gate else failed("", absolute, relative)

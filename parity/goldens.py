@@ -1,0 +1,92 @@
+"""Recorded results of the Torch side, for machines without Torch.
+
+Of every tensor a golden keeps its largest magnitude and three sums with random signs, in float64: a single element
+that is off shows in each. Inputs and weights come from numpy seeds, so they are not recorded. Written by
+`tools/parity.py --write-goldens`.
+"""
+
+import io
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from fixmatch.config import Config, ModelConfig
+from fixmatch.files import write_atomic
+from parity.case import Case
+from parity.compare import Trace
+
+_FOLDER = pathlib.Path(__file__).parent / "goldens"
+_PROJECTIONS = 3
+
+# The networks of the published configurations and of configs/digits.yaml, with the reference's hyper-parameters.
+CASES = {
+    "wideresnet-10-2": Case(Config(model=ModelConfig("wideresnet", 10, 2)), 10),
+    "wideresnet-28-2": Case(Config(model=ModelConfig("wideresnet", 28, 2)), 10),
+    "wideresnet-28-8": Case(Config(model=ModelConfig("wideresnet", 28, 8)), 100),
+    "resnext-28-4x4": Case(Config(model=ModelConfig("resnext", 28, 4, 4)), 10),
+    "resnext-29-8x64": Case(Config(model=ModelConfig("resnext", 29, 64, 8)), 100),
+}
+
+
+class GoldenError(ValueError):
+    """A golden that is missing or cannot be read."""
+
+
+def nearest(model: ModelConfig) -> tuple[str, bool]:
+    """The golden of this architecture nearest in shape, and whether it is of exactly this shape."""
+    def distance(name: str) -> float:
+        other = CASES[name].config.model
+        return (abs(np.log(other.depth / model.depth)) + abs(np.log(other.width / model.width))
+                + abs(np.log(other.cardinality / model.cardinality)) * (model.arch == "resnext"))
+
+    name = min((n for n, c in CASES.items() if c.config.model.arch == model.arch), key=distance)
+    return name, distance(name) == 0
+
+
+def digest(trace: Trace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """A trace reduced to what a golden keeps. Fresh weights, which are random, are left out."""
+    for section, tensors in trace:
+        if section != "initial":
+            yield section, {f"{name} {'x'.join(map(str, np.shape(a)))} {np.asarray(a).dtype}": _project(name, a)
+                            for name, a in tensors.items()}
+
+
+def _project(name: str, array) -> np.ndarray:
+    flat = np.asarray(array, dtype=np.float64).reshape(-1)
+    signs = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 2, (_PROJECTIONS, flat.size)) * 2.0 - 1.0
+    return np.concatenate([[np.abs(flat).max(initial=0.0)], signs @ flat])
+
+
+def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:
+    """Records {stage: reference trace} under `name`."""
+    keys, values = [], []
+    for stage, trace in traces.items():
+        for section, tensors in digest(trace):
+            for tensor, array in tensors.items():
+                keys.append("\t".join((stage, section, tensor)))
+                values.append(array)
+    blob = io.BytesIO()
+    np.savez_compressed(blob, keys=np.array("\n".join(keys)), values=np.array(values))
+    _FOLDER.mkdir(exist_ok=True)
+    path = _FOLDER / f"{name}.npz"
+    write_atomic(path, blob.getvalue())
+    return path
+
+
+def read(name: str, stage: str) -> Trace:
+    """The recorded reference trace of a stage, digested. Raises GoldenError."""
+    path = _FOLDER / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys, values = str(file["keys"]).split("\n"), file["values"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise GoldenError(f"{path}: recorded results cannot be read: {error}") from None
+    sections: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in zip(keys, values, strict=True):
+        of_stage, section, tensor = key.split("\t")
+        if of_stage == stage:
+            sections.setdefault(section, {})[tensor] = value
+    return list(sections.items())

@@ -1,0 +1,205 @@
+"""The Torch side of every stage: the mirror, driven as parity/subject.py drives the trainer, with the same trace."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from parity import ema, evaluate, losses, schedule, trainer
+from parity.case import IDLE, Case, loss_probes
+from parity.compare import Trace
+from parity.normalize import Normalize
+
+
+@contextlib.contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    """Default dtype, and one thread, so that sums are taken in one order."""
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_num_threads(threads)
+
+
+def _array(tensor) -> np.ndarray:
+    return tensor.detach().numpy().copy()
+
+
+def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
+    state = case.weights({n: tuple(t.shape) for n, t in model.state_dict().items()}, scale, salt)
+    model.load_state_dict({n: torch.from_numpy(a).to(model.state_dict()[n].dtype) for n, a in state.items()})
+
+
+def _build(case: Case) -> trainer.TrainState:
+    torch.manual_seed(case.seed)
+    state = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+    _load(state.model, case)
+    state.ema = ema.EMA(state.model, case.config.ema.decay)
+    state.model.train()
+    return state
+
+
+@contextlib.contextmanager
+def _activations(model) -> Iterator[dict[str, np.ndarray]]:
+    """Outputs of all named layers in the order in which they finish."""
+    seen: dict[str, np.ndarray] = {}
+
+    def note(name):
+        return lambda module, args, output: seen.__setitem__(name, _array(output))
+
+    handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if n]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _named(items) -> dict[str, np.ndarray]:
+    return {name: _array(t) for name, t in items}
+
+
+def _buffers(model) -> dict[str, np.ndarray]:
+    return {n: _array(b) for n, b in model.named_buffers() if not n.endswith("num_batches_tracked")}
+
+
+def _average(state: ema.EMA) -> dict[str, np.ndarray]:
+    return {n: _array(t) for n, t in state.average.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def forward(case: Case, dtype: str) -> Trace:
+    with _precision(dtype):
+        torch.manual_seed(case.seed)
+        fresh = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
+        yield "initial", {n: _array(t) for n, t in fresh.state_dict().items() if not n.endswith("num_batches_tracked")}
+        state, batch = _build(case), case.batch(0)
+        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+        yield "input", {"images": _array(images)}
+        for mode in ("eval", "train"):
+            state.model.train(mode == "train")
+            with torch.no_grad(), _activations(state.model) as seen:
+                state.model(images)
+            yield f"{mode} activations", seen
+        yield "buffers", _buffers(state.model)
+
+
+def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Input and output of every layer that has no layers below it, in train mode."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def note(name):
+        return lambda module, args, output: found.__setitem__(name, (_array(args[0]), _array(output)))
+
+    with _precision("float64"), torch.no_grad():
+        state, batch = _build(case), case.batch(0)
+        for name, module in state.model.named_modules():
+            if name and not list(module.children()):
+                module.register_forward_hook(note(name))
+        state.model(state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s])))
+    return found
+
+
+def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int) -> Trace:
+    class Lookup(torch.nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(table)[(x[:, 0, 0, 0] * 255).round().long()]
+
+    with _precision(dtype):
+        found = evaluate.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
+    yield "metric", {name: np.array(value) for name, value in found.items()}
+
+
+def loss(case: Case, dtype: str) -> Trace:
+    ssl = case.config.ssl
+    with _precision(dtype):
+        for probe, (x, targets, u_w, u_s) in loss_probes(case.num_classes, case.seed).items():
+            logits = [torch.from_numpy(a).requires_grad_(True) for a in (x, u_w, u_s)]
+            threshold = 0.5 if probe == "tie" else ssl.threshold
+            temperature = 1.0 if probe == "tie" else ssl.temperature
+            found = losses.fixmatch_loss(logits[0], torch.from_numpy(targets), logits[1], logits[2], threshold,
+                                         temperature, ssl.lambda_u)
+            found.loss.backward()
+            yield f"loss {probe}", _losses(found)
+            yield f"loss {probe} gradients", {
+                name: _array(t.grad) if t.grad is not None else np.zeros(t.shape)
+                for name, t in zip(("logits_x", "logits_u_w", "logits_u_s"), logits, strict=True)}
+        yield "structure", {"pseudo-labels are detached": np.array(True)}
+
+
+def _losses(found) -> dict[str, np.ndarray]:
+    return {name: _array(getattr(found, name))
+            for name in ("confidence", "pseudo_labels", "mask", "loss_x", "loss_u", "loss")}
+
+
+def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trace:
+    with _precision(dtype):
+        state = _build(case)
+        gradients: dict[str, np.ndarray] = {}
+
+        def note(*_):
+            gradients.clear()
+            gradients.update({n: _array(p.grad) for n, p in reversed(list(state.model.named_parameters()))
+                              if p.grad is not None})
+
+        state.optimizer.register_step_pre_hook(note)
+        for step in range(steps):
+            batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
+            with _activations(state.model) as seen:
+                found = trainer.train_step(state, batch, case.config.ssl)
+            parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
+            seen = {n: _array(trainer.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
+            yield from _select(step, sections, {
+                "lr": {"lr": np.array(lr)},
+                "activations": seen,
+                "losses": _losses(found),
+                "gradients": dict(gradients),
+                "momentum": _named(state.optimizer.momentum_buffers().items()),
+                "weights": _named(state.model.named_parameters()),
+                "buffers": _buffers(state.model),
+                "ema": _average(state.ema),
+            })
+
+
+def _select(step: int, sections: tuple[str, ...], found: dict) -> Trace:
+    yield from ((f"step {step} {name}", found[name]) for name in sections)
+
+
+def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
+    with _precision(dtype):
+        state = _build(case)
+        parameters = dict(state.model.named_parameters())
+        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        for i in range(rounds):
+            gradients = case.weights(shapes, 0.1, salt=f"gradient {i}")
+            surrogate = sum((p * torch.from_numpy(gradients[n]).to(p.dtype)).sum() for n, p in parameters.items()
+                            if n not in IDLE)
+            trainer.update(state, surrogate)
+            yield f"round {i} momentum", _named(state.optimizer.momentum_buffers().items())
+            yield f"round {i} weights", _named(parameters.items())
+
+
+def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], points: list[int]) -> Trace:
+    for total, warmup in settings:
+        parameter = torch.nn.Parameter(torch.zeros([]))
+        sgd = torch.optim.SGD([parameter], lr=case.config.optim.lr)
+        scheduler = schedule.build_scheduler(sgd, total, warmup)
+        first = []
+        for _ in range(min(total, 30)):
+            first.append(scheduler.get_last_lr()[0])
+            sgd.step()
+            scheduler.step()
+        at = [case.config.optim.lr * schedule.cosine_7_16(total * p // 100, total, warmup) for p in points]
+        yield f"schedule of {total} steps, {warmup} of warm-up", {"first steps": np.array(first), "later": np.array(at)}
+
+
+def average(case: Case, dtype: str, rounds: int) -> Trace:
+    with _precision(dtype):
+        state = _build(case)
+        for i in range(rounds):
+            _load(state.model, case, salt=f"round {i}")
+            state.ema.update()
+            yield f"round {i} ema", _average(state.ema)

@@ -1,0 +1,66 @@
+"""Fixtures that more than one test file uses. Every random number in the tests has a fixed seed."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from cifar_archive import ARCHIVES, contents, write_archive
+
+import fixmatch  # noqa: F401  before paddle: it sets the math threads
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = ["model.depth=10", "model.width=1", "train.batch_size=4", "train.mu=2", "parity.enabled=false",
+        "run.log_every=1"]
+
+
+class Ran(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    import paddle
+
+    np.random.seed(0)
+    paddle.seed(0)
+
+
+@pytest.fixture(scope="session")
+def run_tool():
+    """run_tool("train", *arguments, cwd=...) runs tools/train.py in a process of its own."""
+    def run(tool: str, *arguments, cwd: pathlib.Path, timeout: float = 120, **options) -> Ran:
+        done = subprocess.run([sys.executable, ROOT / f"tools/{tool}.py", *map(str, arguments)], cwd=cwd, text=True,
+                              capture_output=True, timeout=timeout, env=tool_environment(), check=False, **options)
+        return Ran(done.returncode, done.stdout, done.stderr)
+    return run
+
+
+def tool_environment() -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def digits(*overrides: str) -> list:
+    """Arguments for a tiny training on the digits."""
+    return ["-c", ROOT / "configs/digits.yaml", "-o", *TINY, *overrides]
+
+
+@pytest.fixture
+def cifar10_root(tmp_path) -> pathlib.Path:
+    """A folder with a synthetic CIFAR-10 archive of 100 training and 20 test images."""
+    write_archive(tmp_path / "cifar", contents())
+    return tmp_path / "cifar"
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> pathlib.Path:
+    """A folder that holds the CIFAR-10 archive, named by FIXMATCH_TEST_CIFAR."""
+    root = pathlib.Path(os.environ.get("FIXMATCH_TEST_CIFAR", ""))
+    if not os.environ.get("FIXMATCH_TEST_CIFAR") or not (root / ARCHIVES["cifar10"]).exists():
+        pytest.skip(f"FIXMATCH_TEST_CIFAR names no folder with {ARCHIVES['cifar10']}")
+    return root

@@ -1,0 +1,189 @@
+"""Checkpoints and files: whole or not at all, checked when read."""
+
+import errno
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from fixmatch import checkpoint, files
+from fixmatch.checkpoint import CheckpointError
+from fixmatch.models import build_model
+from fixmatch.trainer import load_weights
+
+ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "ema/w": np.ones((2, 3)), "scalar": np.float32(2)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoint.save(tmp_path / "latest", ARRAYS, {"step": 7, "history": {"ema": [1.5]}})
+    return tmp_path / "latest"
+
+
+def error_of(folder) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def edit(folder, **changes):
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_was_saved_is_loaded(folder):
+    saved = checkpoint.load(folder)
+    assert saved.meta["step"] == 7
+    assert saved.meta["history"] == {"ema": [1.5]}
+    assert saved.arrays.keys() == ARRAYS.keys()
+    for name, a in ARRAYS.items():
+        assert np.array_equal(saved.arrays[name], a)
+        assert saved.arrays[name].dtype == np.asarray(a).dtype
+    assert list(saved.part("model")) == ["w"]
+
+
+def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
+    checkpoint.save(tmp_path, {"a": np.arange(6).reshape(2, 3).T}, {})
+    assert checkpoint.load(tmp_path).arrays["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_later_save_replaces_the_earlier_and_leaves_one_set_of_arrays(folder):
+    checkpoint.save(folder, {"model/w": np.zeros(3)}, {"step": 8})
+    assert checkpoint.load(folder).meta["step"] == 8
+    assert len(os.listdir(folder)) == 2
+
+
+def test_saving_the_same_arrays_again_keeps_them(folder):
+    checkpoint.save(folder, ARRAYS, {"step": 8})
+    assert checkpoint.load(folder).arrays["model/w"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_disk_that_fails_leaves_the_old_checkpoint(folder, monkeypatch, broken, call):
+    """Call 1 is for the arrays, call 2 for the manifest that commits them."""
+    calls = 0
+    real = getattr(os, broken)
+
+    def fail(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+    monkeypatch.setattr(files.os, broken, fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/latest/"):
+        checkpoint.save(folder, {"model/w": np.zeros(9)}, {"step": 8})
+    assert checkpoint.load(folder).meta["step"] == 7
+    assert not list(folder.glob(".*"))
+
+
+def test_a_kill_between_arrays_and_manifest_leaves_the_old_checkpoint(folder):
+    process = os.fork()
+    if process == 0:
+        def write(path, content):
+            if path.name == "checkpoint.json":
+                os._exit(9)  # nothing is cleaned up, as with SIGKILL
+            files.write_atomic(path, content)
+        checkpoint.write_atomic = write
+        checkpoint.save(folder, {"model/w": np.zeros(9)}, {"step": 8})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert len(list(folder.glob("arrays-*"))) == 2
+    assert checkpoint.load(folder).meta["step"] == 7
+    (folder / ".arrays-1.safetensors.1.tmp").write_text("of a killed process")
+    checkpoint.save(folder, {"model/w": np.zeros(8)}, {"step": 9})
+    assert checkpoint.load(folder).meta["step"] == 9
+    assert len(os.listdir(folder)) == 2
+
+
+def test_damaged_arrays(folder):
+    arrays = next(folder.glob("arrays-*"))
+    blob = bytearray(arrays.read_bytes())
+    blob[-1] ^= 1
+    arrays.write_bytes(blob)
+    assert "damaged" in error_of(folder)
+    arrays.write_bytes(blob[:-5])
+    assert "damaged" in error_of(folder)
+    arrays.unlink()
+    assert arrays.name in error_of(folder)
+
+
+def test_arrays_that_are_no_safetensors(folder):
+    arrays = next(folder.glob("arrays-*"))
+    arrays.write_bytes(b"\xff" * 100)
+    edit(folder, sha256=hashlib.sha256(b"\xff" * 100).hexdigest())
+    assert "not a checkpoint" in error_of(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", "{}", '{"format": 1}', "[" * 100_000, "\x00"])
+def test_a_manifest_that_is_none(folder, content):
+    (folder / "checkpoint.json").write_text(content)
+    assert "checkpoint.json" in error_of(folder)
+
+
+def test_a_manifest_that_is_no_text(folder):
+    (folder / "checkpoint.json").write_bytes(b"\xff\xfe\x00")
+    assert "checkpoint.json" in error_of(folder)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_another_format(folder, version):
+    edit(folder, format=version)
+    assert "format" in error_of(folder)
+
+
+def test_arrays_outside_the_folder_are_not_read(folder):
+    (folder / "../secret").write_bytes(b"x")
+    for name in ("../secret", "/etc/passwd", "..", ".", "", "a\0b", "sub/arrays-0.safetensors", 7, None, ["a"]):
+        edit(folder, arrays=name)
+        assert "checkpoint.json" in error_of(folder)
+
+
+def test_nothing_there(tmp_path):
+    assert "no such file" in error_of(tmp_path / "none")
+
+
+def test_find_takes_a_run_a_checkpoints_folder_or_a_checkpoint(tmp_path):
+    for which in ("latest", "best"):
+        checkpoint.save(tmp_path / "checkpoints" / which, ARRAYS, {})
+    best = tmp_path / "checkpoints/best"
+    assert checkpoint.find(tmp_path, "best") == checkpoint.find(tmp_path / "checkpoints", "best") == best
+    assert checkpoint.find(best) == best
+    with pytest.raises(CheckpointError, match="neither a run folder"):
+        checkpoint.find(tmp_path / "runs")
+
+
+def test_weights_are_loaded_only_if_all_of_them_fit():
+    model, other = (build_model("wideresnet", 10, depth=10, width=1) for _ in range(2))
+    state = {name: t.numpy().copy() for name, t in other.state_dict().items()}
+    before = model.fc.weight.numpy().copy()
+    for name, change in {
+        "fc.bias": lambda s: s.pop("fc.bias"),
+        "extra": lambda s: s.update(extra=np.zeros(1, np.float32)),
+        "fc.weight": lambda s: s.update({"fc.weight": s["fc.weight"].T}),
+        "bn1._mean": lambda s: s.update({"bn1._mean": s["bn1._mean"].astype(np.float64)}),
+    }.items():
+        wrong = dict(state)
+        change(wrong)
+        with pytest.raises(CheckpointError, match=name):
+            load_weights(model, wrong)
+        assert np.array_equal(model.fc.weight.numpy(), before)
+    load_weights(model, state)
+    assert all(np.array_equal(t.numpy(), state[name]) for name, t in model.state_dict().items())
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write_atomic(path, "old")
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]

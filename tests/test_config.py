@@ -1,0 +1,225 @@
+"""Configuration: what is read, and one line for everything that cannot be used."""
+
+import dataclasses
+import pathlib
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixmatch.config import KEYS, SECTIONS, Config, ConfigError, from_dict, load_config, to_dict, to_yaml
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(text: str, name: str = "c.yaml") -> pathlib.Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+    return to
+
+
+def error_of(path, *overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads(path):
+    config = load_config(path)
+    assert config.run.name == path.stem
+    assert config.run.dir == f"runs/{path.stem}"
+
+
+def test_an_empty_file_gives_the_recipe_of_the_paper(write):
+    config = load_config(write(""))
+    assert (config.train.total_steps, config.train.batch_size, config.train.mu) == (2**20, 64, 7)
+    assert (config.ssl.threshold, config.ssl.temperature, config.ssl.lambda_u) == (0.95, 1.0, 1.0)
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.03, 0.9, 5e-4)
+    assert (config.ema.decay, config.model.bn_momentum, config.data.include_labeled) == (0.999, 0.999, True)
+
+
+@pytest.mark.parametrize(("line", "key", "value", "meant"), [
+    ("ssl: {treshold: 0.9}", "ssl.treshold", "", "ssl.threshold"),
+    ("optim: {batch_size: 8}", "optim.batch_size", "", "train.batch_size"),
+    ("trian: {mu: 3}", "trian", "", "train"),
+    ("data: {name: cifar}", "data.name", "'cifar'", "cifar10"),
+    ("ssl: {mode: fixmach}", "ssl.mode", "'fixmach'", "fixmatch"),
+])
+def test_a_misspelt_key_or_name_is_said_with_what_was_meant(write, line, key, value, meant):
+    path = write(line)
+    message = error_of(path)
+    assert message.startswith(f"{path}: {key}: ")
+    assert value in message
+    assert f"did you mean {meant}" in message
+
+
+@pytest.mark.parametrize(("line", "key", "value"), [
+    ("train: {mu: seven}", "train.mu", "'seven'"),
+    ("train: {mu: 1.5}", "train.mu", "1.5"),
+    ("train: {mu: true}", "train.mu", "True"),
+    ("train: {mu: [7]}", "train.mu", "[7]"),
+    ("train: {mu: null}", "train.mu", "None"),
+    ("train: {mu: 0}", "train.mu", "0"),
+    ("train: {amp: 1}", "train.amp", "1"),
+    ("train: {amp: 'yes'}", "train.amp", "'yes'"),
+    ("run: {name: [a]}", "run.name", "['a']"),
+    ("run: {name: true}", "run.name", "True"),
+    ("run: {seed: -1}", "run.seed", "-1"),
+    ("run: {seed: 18446744073709551616}", "run.seed", "18446744073709551616"),
+    ("run: {dir: \"a\\0b\"}", "run.dir", "'a\\x00b'"),
+    ("optim: {lr: 0}", "optim.lr", "0"),
+    ("optim: {lr: .nan}", "optim.lr", "nan"),
+    ("optim: {lr: .inf}", "optim.lr", "inf"),
+    ("optim: {lr: nan}", "optim.lr", "nan"),
+    ("optim: {lr: 2026-01-01}", "optim.lr", "2026"),
+    ("ssl: {threshold: 1.01}", "ssl.threshold", "1.01"),
+    ("ema: {decay: -0.1}", "ema.decay", "-0.1"),
+    ("train: 5", "train", "5"),
+    ("model: {depth: 12}", "model.depth", "12"),
+    ("model: {arch: resnext, depth: 10}", "model.depth", "10"),
+    ("optim: {warmup_steps: 10}\ntrain: {total_steps: 10}", "optim.warmup_steps", "10"),
+    ("optim: {momentum: 0}", "optim.momentum", "0"),
+])
+def test_a_wrong_value_is_said_with_file_key_and_value(write, line, key, value):
+    path = write(line)
+    message = error_of(path)
+    assert message.startswith(f"{path}: {key}: ")
+    assert value in message
+
+
+@pytest.mark.parametrize("text", [
+    "train: {mu: 7",
+    "train:\n  mu: 7\n mu: 8\n",
+    "- a\n- b",
+    "just text",
+    "train: !!python/object/apply:os.system ['true']",
+    "run: {seed: 2026-13-45}",
+    "run: {seed: " + "1" * 5000 + "}",
+    "[" * 5000,
+    "train: {mu: 7}\ntrain: {batch_size: 8}",
+    "train: {mu: 7, mu: 8}",
+    "\x01",
+], ids=lambda text: text[:24])
+def test_a_file_that_is_no_settings_is_refused_by_name(write, text):
+    path = write(text)
+    assert error_of(path).startswith(f"{path}:")
+
+
+def test_a_yaml_error_names_its_line(write):
+    assert "line 3" in error_of(write("train:\n  mu: 7\n bad: [\n"))
+
+
+def test_files_that_cannot_be_read(tmp_path, write):
+    write("", "digits.yaml")
+    assert "did you mean" in error_of(tmp_path / "digit.yaml")
+    assert str(tmp_path) in error_of(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run: {name: \xff\xfe}")
+    assert "latin.yaml" in error_of(tmp_path / "latin.yaml")
+
+
+def test_a_base_is_read_first_and_its_errors_name_it(write):
+    base = write("train: {mu: 3, batch_size: 8}", "base.yaml")
+    path = write("base: base.yaml\ntrain: {mu: 5}")
+    assert dataclasses.astuple(load_config(path).train)[1:3] == (8, 5)
+    base.write_text("train: {mu: x}")
+    assert error_of(write("base: base.yaml")).startswith(f"{base}: train.mu: ")
+
+
+def test_a_base_that_is_missing_cyclic_or_no_name(write):
+    assert "nowhere.yaml" in error_of(write("base: nowhere.yaml"))
+    assert "base" in error_of(write("base: [a]"))
+    assert "base" in error_of(write('base: "a\\0b"'))
+    write("base: c.yaml", "d.yaml")
+    assert "include each other" in error_of(write("base: d.yaml"))
+
+
+@pytest.mark.parametrize(("override", "section", "name", "value"), [
+    ("optim.lr=3e-2", "optim", "lr", 0.03),
+    ("train.total_steps=1e3", "train", "total_steps", 1000),
+    ("train.total_steps=1_000", "train", "total_steps", 1000),
+    ("optim.lr=1", "optim", "lr", 1.0),
+    ("data.split_seed=3", "data", "split_seed", 3),
+    ("data.split_seed=null", "data", "split_seed", None),
+    ("train.amp=true", "train", "amp", True),
+    ("run.name=007", "run", "name", "7"),
+    ("run.name='007'", "run", "name", "007"),
+    ("run.name=a=b", "run", "name", "a=b"),
+    ("run.dir='a b'", "run", "dir", "a b"),
+    (" ssl.mode = none", "ssl", "mode", "none"),
+])
+def test_an_override_is_read_as_yaml(write, override, section, name, value):
+    found = getattr(getattr(load_config(write("data: {split_seed: 9}"), [override]), section), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_later_overrides_win(write):
+    assert load_config(write("train: {mu: 2}"), ["train.mu=3", "train.mu=4"]).train.mu == 4
+
+
+@pytest.mark.parametrize("override", [
+    "train.mu", "=5", "train=5", "train.mu=", "train.mu=[", "train.mu=__import__('os')", "train.mu.x=5",
+    "train.mu=7\n8", "run.seed=2026-13-45", "train.mu=" + "[" * 5000,
+], ids=lambda text: text[:24])
+def test_an_override_that_cannot_be_used_is_one_line(write, override):
+    assert "-o" in error_of(write(""), override)
+
+
+def test_an_override_error_says_so_and_not_the_file(write):
+    assert error_of(write("train: {mu: 7}"), "train.mu=x").startswith("-o: train.mu: ")
+
+
+def test_an_unknown_key_in_an_override_is_suggested(write):
+    assert "did you mean ssl.threshold" in error_of(write(""), "ssl.treshold=1")
+
+
+def _values(kind, metadata):
+    low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
+    if metadata.get("choices"):
+        return st.sampled_from(metadata["choices"])
+    if kind is bool:
+        return st.booleans()
+    if kind is str:
+        return st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+    if kind is float:
+        return st.floats(low if low is not None else above, high if high is not None else 1e6,
+                         exclude_min=above is not None, allow_nan=False)
+    numbers = st.integers(low, high if high is not None else 10**6)
+    return numbers if kind is int else st.none() | numbers
+
+
+@st.composite
+def configs(draw) -> Config:
+    tree = {}
+    for section, cls in SECTIONS.items():
+        tree[section] = {f.name: draw(_values(f.type, f.metadata)) for f in dataclasses.fields(cls)}
+    tree["model"]["depth"] = 6 * draw(st.integers(2, 20)) + 4
+    tree["train"]["total_steps"] += tree["optim"]["warmup_steps"]
+    tree["optim"]["nesterov"] &= tree["optim"]["momentum"] > 0
+    return Config(**{section: SECTIONS[section](**values) for section, values in tree.items()})
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(configs())
+def test_a_config_survives_dict_and_yaml(config):
+    assert from_dict(to_dict(config), "here") == config
+    assert from_dict(yaml.safe_load(to_yaml(config)), "here") == config
+
+
+def test_the_printed_config_loads_to_the_same(write):
+    config = load_config(write("run: {name: '1e5'}\noptim: {lr: 1e-3}\ndata: {split_seed: null}"))
+    assert load_config(write(to_yaml(config), "again.yaml")) == config
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.mu = 3
+
+
+def test_every_key_has_a_section_and_a_name():
+    assert {"run.seed", "data.name", "ssl.threshold", "parity.on_failure"} <= set(KEYS)

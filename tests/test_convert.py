@@ -1,0 +1,80 @@
+"""Checkpoints of the reference, to us and back."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fixmatch import checkpoint  # noqa: E402
+from parity import convert  # noqa: E402
+from parity.models import build_model  # noqa: E402
+
+SHAPES = {"wideresnet": {"depth": 16, "width": 2}, "resnext": {"depth": 20, "width": 4, "cardinality": 4}}
+
+
+def reference_file(path, arch: str, prefix: str = "", num_classes: int = 10) -> dict:
+    torch.manual_seed(0)
+    raw, average = (build_model(arch, num_classes, **SHAPES[arch]).state_dict() for _ in range(2))
+    named = {key: {prefix + n: t for n, t in s.items()} for key, s in
+             (("state_dict", raw), ("ema_state_dict", average))}
+    torch.save({"epoch": 7, "acc": 12.5, "best_acc": np.float64(93.5), **named}, path)
+    return {"state_dict": raw, "ema_state_dict": average}
+
+
+@pytest.mark.parametrize("arch", SHAPES)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_there_and_back_is_the_same(arch, prefix, tmp_path, capsys):
+    states = reference_file(tmp_path / "model_best.pth.tar", arch, prefix)
+    assert convert.main([str(tmp_path / "model_best.pth.tar"), str(tmp_path / "ours")]) == 0
+    assert "logits agree" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "ours").meta["config"]["model"]["arch"] == arch
+    assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 0
+    back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
+    for key, state in states.items():
+        assert back[key].keys() == state.keys()
+        assert all(torch.equal(back[key][n], t) for n, t in state.items() if not n.endswith("num_batches_tracked"))
+
+
+def test_a_bare_state_dict(tmp_path):
+    torch.save(build_model("wideresnet", 100, depth=10, width=1).state_dict(), tmp_path / "bare.pth")
+    assert convert.main([str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
+    assert checkpoint.load(tmp_path / "ours").meta["dataset"] == "cifar100"
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile_was_here",)
+
+
+@pytest.mark.parametrize("content", [
+    {"state_dict": Hostile()}, {"state_dict": {"a.weight": torch.zeros(2)}}, [1, 2], {"state_dict": 3},
+    {"state_dict": {**build_model("wideresnet", 10, depth=10, width=1).state_dict(), "extra.weight": torch.zeros(3)}},
+    {"state_dict": {n: t for n, t in build_model("wideresnet", 10, depth=10, width=1).state_dict().items()
+                    if n != "bn1.running_var"}},
+])
+def test_what_is_no_reference_checkpoint_is_refused(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "bad.pth")
+    assert convert.main(["bad.pth", "ours"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sorted(os.listdir()) == ["bad.pth"]
+
+
+def test_garbage_and_absence_are_one_line(tmp_path, capsys):
+    (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
+    for name in ("garbage.pth", "absent.pth"):
+        assert convert.main([str(tmp_path / name), str(tmp_path / "ours")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_command(tmp_path):
+    reference_file(tmp_path / "a.pth.tar", "wideresnet")
+    tool = pathlib.Path(__file__).resolve().parent.parent / "tools/convert.py"
+    command = [sys.executable, tool, tmp_path / "a.pth.tar", tmp_path / "ours"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
