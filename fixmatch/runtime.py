@@ -35,6 +35,7 @@ def configure() -> None:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # on Intel this would cap MKL at AVX2
+    os.environ.setdefault("KMP_INIT_AT_FORK", "TRUE")  # scikit-learn puts FALSE here, and forked children then hang
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No ccache found")

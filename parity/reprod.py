@@ -83,7 +83,7 @@ def _pairs(arch: str, shape: dict, seeds):
 
 
 def _with_fitting_statistics(model):
-    """In eval mode, with running statistics of one fake batch: with those of a fresh network 28 layers would explode."""
+    """In eval mode, with running statistics of one fake batch: those of a fresh network explode in 28 layers."""
     normalizations = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momentum = normalizations[0].momentum
     for layer in normalizations:

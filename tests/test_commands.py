@@ -98,7 +98,7 @@ def test_the_result_is_as_documented(whole):
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == STEPS
     assert result["seconds"] > 0
-    assert result["images_per_second"] == pytest.approx(STEPS * 20 / result["seconds"], rel=0.2)
+    assert result["images_per_second"] >= STEPS * 20 / result["seconds"]  # without the evaluations
     evaluations = [line for line in lines_of(run / "metrics.jsonl") if line["kind"] == "eval"]
     for kind in ("raw", "ema"):
         top1 = [line[kind]["top1"] for line in evaluations]

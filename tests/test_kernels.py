@@ -398,7 +398,7 @@ def test_default_threads(monkeypatch):
 
 
 STEP = """
-import os, sys
+import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 {imports}
 import fixmatch, paddle
@@ -415,6 +415,7 @@ FORK = STEP + """
 expected = step()
 child = os.fork()
 if child == 0:
+    signal.alarm(50)  # a child that hangs must not outlive the test
     ok = abs(step() - expected) <= 1e-4 * expected
     kernels.set_num_threads(2)
     ok = ok and abs(step() - expected) <= 1e-4 * expected

