@@ -14,9 +14,9 @@ import sys
 from fixmatch.config import Config, ConfigError, from_dict, load_config, to_dict, to_yaml
 
 # What may differ between a checkpoint and the run that resumes it: the rest would change the numbers half-way.
-_RESUMABLE = ("run.name", "run.dir", "run.log_every", "data.root", "data.download", "train.total_steps",
-              "train.eval_every", "train.eval_batch_size", "parity.enabled", "parity.on_failure", "parity.timeout",
-              "runtime.device", "runtime.cpu_kernels", "runtime.data_threads")
+_RESUMABLE = ("run.name", "run.dir", "run.log_every", "data.root", "data.download", "data.max_broken",
+              "train.total_steps", "train.eval_every", "train.eval_batch_size", "parity.enabled", "parity.on_failure",
+              "parity.timeout", "runtime.device", "runtime.cpu_kernels", "runtime.data_threads")
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,15 +191,21 @@ def _load_source(config: Config, rank: int):
 
 def _choose_split(config: Config, source, folder: pathlib.Path, saved):
     """The split of the run that is resumed, or the given one, or a new one. Raises DataError or ConfigError."""
-    from fixmatch.data.split import draw_split, load_split
+    from fixmatch.data.split import choose_split, draw_split, load_split
 
     labels, data = source.train.labels, config.data
     file = folder / "split.json" if saved else data.split_file
     if file:
-        split = load_split(pathlib.Path(file), source.name, labels, data.num_labeled, data.include_labeled)
+        expected = 0 if data.fold is not None else sum(data.labels_per_class) or data.num_labeled
+        split = load_split(pathlib.Path(file), source.name, labels, expected, data.include_labeled)
+    elif data.fold is not None:
+        if data.fold >= len(source.folds):
+            raise ConfigError(f"data.fold: {source.name} has {len(source.folds)} folds, got {data.fold}")
+        split = choose_split(source.folds[data.fold], len(labels), data.include_labeled)
     else:
         seed = config.run.seed if data.split_seed is None else data.split_seed
-        split = draw_split(labels, len(source.classes), data.num_labeled, seed, data.include_labeled)
+        split = draw_split(labels, len(source.classes), data.labels_per_class or data.num_labeled, seed,
+                           data.include_labeled)
     if saved:
         _check_resumable(config, saved, split.sha256())
     return split

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-DATASETS = ("digits", "cifar10", "cifar100")
+DATASETS = ("digits", "cifar10", "cifar100", "svhn", "stl10", "folder", "csv")
 
 
 class ConfigError(ValueError):
@@ -38,10 +38,22 @@ class DataConfig:
     name: str = _setting("digits", choices=DATASETS)
     root: str = "data"  # where archives are looked for and downloaded to
     download: bool = True
-    num_labeled: int = _setting(40, low=1)  # in all, not per class
+    num_labeled: int = _setting(40, low=0)  # in all, not per class; 0: every image whose class is known
+    labels_per_class: tuple[int, ...] = ()  # one count a class, in class order, where they are not to be equal
     include_labeled: bool = True  # unlabeled images include the labeled ones, as in the paper
     split_file: str = ""  # a split.json to use instead of drawing one
     split_seed: int | None = _setting(None, low=0)  # null: run.seed; set it to compare seeds on one split
+    fold: int | None = _setting(None, low=0)  # stl10: which of its ten folds is labeled, instead of drawing labels
+    extra: bool = False  # svhn: its 531,131 extra images are training images, too
+    image_size: int | None = _setting(None, low=8)  # folder, csv: side in pixels; null: from the images
+    mean: tuple[float, ...] | None = None  # of pixels in [0, 1], a channel; null: the data set's
+    std: tuple[float, ...] | None = None
+    max_broken: int = _setting(100, low=0)  # folder, csv: so many unreadable files are named and skipped
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    strong: str = _setting("reference", choices=("reference", "google", "torchssl", "ctaugment"))
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,7 @@ class RuntimeConfig:
 class Config:
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     ssl: SSLConfig = SSLConfig()
@@ -299,6 +312,12 @@ def _check_together(config: Config, settings: dict) -> None:
         reject("model.depth", f"a WideResNet's depth is 6n + 4, got {model.depth} (nearest: {near})")
     if model.arch == "resnext" and model.depth < 11:
         reject("model.depth", f"a ResNeXt's depth is at least 11, got {model.depth}")
+    for name in ("mean", "std"):
+        values = getattr(config.data, name)
+        if values is not None and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
+            reject(f"data.{name}", f"three numbers, one a channel, of pixels in [0, 1]; got {list(values)}")
+    if config.data.std is not None and min(config.data.std) == 0:
+        reject("data.std", f"must be greater than 0, got {list(config.data.std)}")
     if optim.warmup_steps >= total:
         reject("optim.warmup_steps", f"must be below train.total_steps = {total}, got {optim.warmup_steps}")
     if optim.nesterov and optim.momentum == 0:

@@ -17,7 +17,9 @@ from tqdm import tqdm
 from fixmatch.config import Config, to_dict, to_yaml
 from fixmatch.files import write_atomic
 
-_COLUMNS = ("loss", "loss_x", "loss_u", "mask", "confident_right", "right")  # of one step's row on the device
+# Of one step's row on the device: losses, and fractions of the unlabeled images: confident, of known class, of these
+# rightly pseudo-labeled, and the same two of the confident ones.
+_COLUMNS = ("loss", "loss_x", "loss_u", "mask", "known", "right", "confident_known", "confident_right")
 _REFRESH = 1.0  # seconds between updates of the bar
 _PATIENCE = 30.0  # seconds between plain lines, where log_every steps take longer
 
@@ -98,13 +100,12 @@ class Monitor:
         self.rows.extend(fetched)
 
     def _averages(self) -> dict:
-        """Means over the steps since the last line; of pseudo-labels, over the confident ones."""
+        """Means over the steps since the last line; impurity is the share of wrong labels among the confident ones."""
         mean = dict(zip(_COLUMNS, np.mean(self.rows, axis=0, dtype=np.float64).tolist(), strict=True))
-        confident = mean.pop("confident_right") / mean["mask"] if mean["mask"] else None
-        right = mean.pop("right")
-        if self.images and not math.isnan(right):
-            mean["pseudo_label_accuracy"] = 100 * right
-            mean["impurity"] = None if confident is None else 100 * (1 - confident)
+        known, right, confident_known, confident_right = (mean.pop(name) for name in _COLUMNS[4:])
+        if known:
+            mean["pseudo_label_accuracy"] = 100 * right / known
+            mean["impurity"] = 100 * (1 - confident_right / confident_known) if confident_known else None
         return mean
 
     def _rate(self) -> float:
@@ -183,15 +184,18 @@ def describe(found: dict) -> str:
 
 
 def _row(losses, batch):
-    """The step's losses and pseudo-label counts as one small tensor, on the device: float [6], in _COLUMNS' order."""
+    """The step's losses and pseudo-label counts as one small tensor, on the device: float [8], in _COLUMNS' order."""
     with paddle.no_grad():
-        if losses.mask.size:
-            right = (losses.pseudo_labels == paddle.to_tensor(batch.targets_u)).astype(losses.mask.dtype)
-            parts = [losses.mask.mean(), (right * losses.mask).mean(), right.mean()]
+        mask = losses.mask
+        if mask.size:
+            targets = paddle.to_tensor(batch.targets_u)
+            right = (losses.pseudo_labels == targets).astype(mask.dtype)
+            known = (targets >= 0).astype(mask.dtype)
+            parts = [mask, known, right, known * mask, right * mask]
         else:
-            zero = paddle.zeros([], dtype=losses.loss.dtype)
-            parts = [zero, zero, zero + math.nan]
-        return paddle.stack([losses.loss.detach(), losses.loss_x.detach(), losses.loss_u.detach(), *parts])
+            parts = [paddle.zeros([1], dtype=losses.loss.dtype)] * 5
+        fractions = paddle.stack(parts).mean(axis=1)
+        return paddle.concat([paddle.stack([losses.loss, losses.loss_x, losses.loss_u]).detach(), fractions])
 
 
 def _finite(value):

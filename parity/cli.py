@@ -113,7 +113,7 @@ def _case(args) -> Case:
             config = dataclasses.replace(config, model=_SMALL[arch])
     elif arch != config.model.arch:
         config = dataclasses.replace(config, model=_PUBLISHED[arch])
-    case = Case(config, NUM_CLASSES[config.data.name], seed=(args.seeds or CLASSIC_SEEDS)[0])
+    case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0])
     return _with_real_images(case) if args.real_images else case
 
 

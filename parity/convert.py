@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("target", type=pathlib.Path)
     parser.add_argument("--which", choices=("latest", "best"), default="latest", help="of a run folder")
-    parser.add_argument("--dataset", choices=tuple(NUM_CLASSES), help="what the reference was trained on "
+    parser.add_argument("--dataset", choices=("cifar10", "cifar100"), help="what the reference was trained on "
                         "(default: cifar10 or cifar100, by its number of classes)")
     args = parser.parse_args(argv)
     try:
@@ -72,7 +72,7 @@ def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | No
     worst = max(verify(model, num_classes, state, torch_to_paddle(state), source) for state in (raw, average))
     arrays = {f"{part}/{n}": a for part, state in (("model", raw), ("ema", average))
               for n, a in torch_to_paddle(state).items()}
-    mean, std = statistics(name) if name.startswith("cifar") else ((0.5,) * 3, (0.5,) * 3)
+    mean, std = statistics(name)
     config = Config(run=RunConfig(name=source.stem), data=DataConfig(name=name), model=model)
     checkpoint.save(target, arrays, {
         "step": 0, "seconds": 0.0, "train_seconds": 0.0, "history": {"raw": [], "ema": []}, "scaler": {},

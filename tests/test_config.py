@@ -189,6 +189,10 @@ def _values(kind, metadata):
     if kind is float:
         return st.floats(low if low is not None else above, high if high is not None else 1e6,
                          exclude_min=above is not None, allow_nan=False)
+    if kind == tuple[int, ...]:
+        return st.lists(st.integers(1, 500), max_size=12).map(tuple)
+    if kind == tuple[float, ...] | None:
+        return st.none() | st.tuples(*[st.floats(0.001, 1.0)] * 3)
     numbers = st.integers(low, high if high is not None else 10**6)
     return numbers if kind is int else st.none() | numbers
 

@@ -1,19 +1,44 @@
 """Data sources by name."""
 
+import dataclasses
+
 from fixmatch.config import DataConfig
 from fixmatch.data.dataset import DataError, Dataset, Source
 
 __all__ = ["NUM_CLASSES", "DataError", "Dataset", "Source", "load_source"]
 
-NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "stl10": 10}  # folder and csv: the user's
 
 
 def load_source(config: DataConfig) -> Source:
     """Reads the data set that `config` names, downloading it first where that is allowed. Raises DataError."""
-    if config.name == "digits":
-        from fixmatch.data.digits import load_digits  # scikit-learn takes a second to import
+    source = _read(config)
+    return dataclasses.replace(source, mean=config.mean or source.mean, std=config.std or source.std)
 
-        return load_digits()
-    from fixmatch.data.cifar import load_cifar
 
-    return load_cifar(config.name, config.root, config.download)
+def _read(config: DataConfig) -> Source:
+    match config.name:  # each source imports what only it needs
+        case "digits":
+            from fixmatch.data.digits import load_digits
+
+            return load_digits()
+        case "cifar10" | "cifar100":
+            from fixmatch.data.cifar import load_cifar
+
+            return load_cifar(config.name, config.root, config.download)
+        case "svhn":
+            from fixmatch.data.svhn import load_svhn
+
+            return load_svhn(config.root, config.download, config.extra)
+        case "stl10":
+            from fixmatch.data.stl10 import load_stl10
+
+            return load_stl10(config.root, config.download)
+        case "folder":
+            from fixmatch.data.folder import load_folder
+
+            return load_folder(config.root, config.image_size, config.max_broken)
+        case "csv":
+            from fixmatch.data.folder import load_csv
+
+            return load_csv(config.root, config.image_size, config.max_broken)

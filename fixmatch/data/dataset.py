@@ -11,8 +11,8 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    images: np.ndarray  # uint8 [N, H, W, 3]
-    labels: np.ndarray  # int64 [N], 0..K-1
+    images: np.ndarray  # uint8 [N, H, W, 3], C-contiguous; may be memory-mapped
+    labels: np.ndarray  # int64 [N], 0..K-1, or -1 where the class is not known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -29,3 +29,4 @@ class Source:
     mean: tuple[float, float, float]  # of pixels in [0, 1], a channel
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image is still of its class
+    folds: tuple[np.ndarray, ...] = ()  # int64 indices into train: the data set's own labeled subsets, where it has any

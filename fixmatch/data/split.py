@@ -28,35 +28,54 @@ class Split:
         return digest.hexdigest()
 
 
-def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int, seed: int,
+def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, ...], seed: int,
                include_labeled: bool = True) -> Split:
-    """Draws num_labeled / num_classes images of each class, from a generator of its own.
+    """Draws the labeled images of each class, from a generator of its own.
 
     Args:
-        labels: int64 [N].
+        labels: int64 [N], -1 where the class is not known.
+        num_labeled: how many in all, the same for each class; 0 takes every image whose class is known; or one count
+            a class.
         include_labeled: whether the labeled images are also among the unlabeled, as in the paper.
 
     Raises:
-        DataError: num_labeled is no multiple of num_classes, or a class has fewer images.
+        DataError: num_labeled is no multiple of num_classes, a class is to have no label or has fewer images.
     """
-    per_class, rest = divmod(num_labeled, num_classes)
-    if rest or not per_class:
-        near = max(1, round(num_labeled / num_classes)) * num_classes
-        raise DataError(f"data.num_labeled: {num_labeled} labels cannot be spread evenly over {num_classes} classes "
-                        f"(nearest: {near})")
     rng = np.random.default_rng([seed, _STREAM])
     chosen = []
-    for c in range(num_classes):
+    for c, count in enumerate(_counts(labels, num_classes, num_labeled)):
         members = np.flatnonzero(labels == c)
-        if len(members) < per_class:
-            raise DataError(f"data.num_labeled: {num_labeled} takes {per_class} images of class {c}, "
-                            f"which has {len(members)}")
-        chosen.append(rng.choice(members, per_class, replace=False))
-    labeled = np.sort(np.concatenate(chosen)).astype(np.int64)
-    everything = np.arange(len(labels), dtype=np.int64)
+        if not 0 < count <= len(members):
+            asked = f"data.num_labeled: {num_labeled}" if isinstance(num_labeled, int) else "data.labels_per_class:"
+            raise DataError(f"{asked} takes {count} images of class {c}, which has {len(members)}; a class needs at "
+                            "least one label")
+        chosen.append(rng.choice(members, count, replace=False))
+    return choose_split(np.concatenate(chosen), len(labels), include_labeled)
+
+
+def _counts(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, ...]) -> list[int]:
+    """How many labels each class is to have."""
+    if not isinstance(num_labeled, int):
+        if len(num_labeled) != num_classes:
+            raise DataError(f"data.labels_per_class: has {len(num_labeled)} counts for {num_classes} classes")
+        return list(num_labeled)
+    if num_labeled == 0:
+        return np.bincount(labels[labels >= 0], minlength=num_classes).tolist()
+    per_class, rest = divmod(num_labeled, num_classes)
+    if rest:
+        near = max(1, round(num_labeled / num_classes)) * num_classes
+        raise DataError(f"data.num_labeled: {num_labeled} labels cannot be spread evenly over {num_classes} classes "
+                        f"(nearest: {near}; or say data.labels_per_class)")
+    return [per_class] * num_classes
+
+
+def choose_split(labeled: np.ndarray, num_images: int, include_labeled: bool = True) -> Split:
+    """The split with exactly these labeled images. Raises DataError where no unlabeled image is left."""
+    labeled = np.sort(labeled).astype(np.int64)
+    everything = np.arange(num_images, dtype=np.int64)
     unlabeled = everything if include_labeled else np.setdiff1d(everything, labeled)
     if not len(unlabeled):
-        raise DataError(f"data.num_labeled: {num_labeled} leaves no unlabeled image; set data.include_labeled=true")
+        raise DataError("data.include_labeled: false leaves no unlabeled image; set it to true")
     return Split(labeled, unlabeled)
 
 
@@ -70,7 +89,10 @@ def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarra
 
 def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled: int,
                include_labeled: bool = True) -> Split:
-    """Reads and verifies a split.json. Raises DataError if it is damaged or belongs to other data or settings."""
+    """Reads and verifies a split.json. Raises DataError if it is damaged or belongs to other data or settings.
+
+    A num_labeled of 0 accepts any number of labels.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
@@ -93,7 +115,9 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
     if not (shared.all() if include_labeled else not shared.any()):
         raise DataError(f"{path}: {shared.sum()} of its {len(shared)} labeled images are also unlabeled, which does "
                         f"not fit data.include_labeled={str(include_labeled).lower()}")
-    if len(split.labeled) != num_labeled:
+    if (labels[split.labeled] < 0).any():
+        raise DataError(f"{path}: labeled: has images whose class is not known")
+    if num_labeled and len(split.labeled) != num_labeled:
         raise DataError(f"{path}: has {len(split.labeled)} labeled images, but data.num_labeled is {num_labeled}")
     return split
 
