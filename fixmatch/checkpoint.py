@@ -20,6 +20,9 @@ from fixmatch.files import write_atomic
 FORMAT = 1
 _MANIFEST = "checkpoint.json"
 _ARRAYS = r"arrays-[0-9a-f]+\.safetensors"
+_FACTS = {  # what they must be: a type, [each item], (exactly these items) or {at least these entries}
+    "step": int, "seconds": float, "train_seconds": float, "split_sha256": str, "config": {}, "scaler": {},
+    "classes": [str], "mean": (float,) * 3, "std": (float,) * 3, "history": {"raw": [float], "ema": [float]}}
 
 
 class CheckpointError(ValueError):
@@ -28,18 +31,32 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    arrays: dict[str, np.ndarray]  # "model/NAME", "ema/NAME", "momentum/NAME"
+    arrays: dict[str, np.ndarray]  # "model/NAME", "ema/NAME", "momentum/NAME", with CTAugment "augment/NAME"
     meta: dict  # JSON: step, config, classes, history, versions, ...
 
     def fact(self, key: str):
-        """An entry of `meta`. Raises CheckpointError where it is missing."""
+        """An entry of `meta`. Raises CheckpointError where it is missing or is not what was saved under that name."""
         if key not in self.meta:
             raise CheckpointError(f"{_MANIFEST}: has no {key!r}: damaged, or of another program")
-        return self.meta[key]
+        fact = self.meta[key]
+        if key in _FACTS and not _fits(fact, _FACTS[key]):
+            raise CheckpointError(f"{_MANIFEST}: {key!r} cannot be {fact!r:.60}: damaged, or of another program")
+        return fact
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below `prefix`, under the names that follow it."""
         return {name[len(prefix) + 1:]: a for name, a in self.arrays.items() if name.startswith(prefix + "/")}
+
+
+def _fits(value, pattern) -> bool:
+    """Whether `value`, read from JSON, is as in _FACTS; a float may have been written as an integer."""
+    if isinstance(pattern, dict):
+        return isinstance(value, dict) and all(k in value and _fits(value[k], p) for k, p in pattern.items())
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(_fits(item, pattern[0]) for item in value)
+    if isinstance(pattern, tuple):
+        return isinstance(value, list) and len(value) == len(pattern) and all(map(_fits, value, pattern))
+    return type(value) is pattern or (pattern is float and type(value) is int)
 
 
 def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], meta: dict) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 
 import argparse
 import contextlib
+import itertools
 import json
 import pathlib
 import signal
@@ -42,6 +43,8 @@ def eval_main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", dest="overrides", metavar="section.key=value", nargs="+", action="extend", default=[],
                         help="settings to change, such as data.root or runtime.device")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--predictions", type=pathlib.Path, metavar="FILE",
+                        help="also write the EMA's prediction for every test image to FILE, as CSV")
     args = parser.parse_args(argv)
     return _guarded(lambda: _evaluate(args))
 
@@ -126,13 +129,13 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
             monitor.say(f"{folder}: held an earlier run, which is now in {run.moved_to}")
         write_atomic(folder / "config.yaml", to_yaml(config))
         save_split(split, folder / "split.json", source.name, source.train.labels)
-        picture = preview(source.train, source.flip, config.run.seed)
+        picture = preview(source.train, source.flip, config.run.seed, config.augment.strong)
         save_png(picture, folder / "preview.png")
         monitor.add_run(config, picture)
 
     loader = Loader(source.train, split, config.train.batch_size,
                     config.train.mu if config.ssl.mode == "fixmatch" else 0, config.run.seed, source.flip, rank,
-                    world_size, config.runtime.data_threads)
+                    world_size, config.runtime.data_threads, strong=config.augment.strong)
     trainer = Trainer(config, source, loader, monitor, folder / "checkpoints" if run else None, facts)
     monitor.say(_headline(config, source, split, trainer, device))
     if config.train.amp and device.startswith("cpu"):
@@ -214,7 +217,7 @@ def _choose_split(config: Config, source, folder: pathlib.Path, saved):
 def _evaluate(args) -> int:
     from fixmatch import checkpoint
     from fixmatch.data import load_source
-    from fixmatch.evaluate import evaluate
+    from fixmatch.evaluate import predict, predictions_csv, score
     from fixmatch.files import write_atomic
     from fixmatch.monitor import describe
     from fixmatch.trainer import build_state, load_weights
@@ -224,11 +227,14 @@ def _evaluate(args) -> int:
     config = from_dict(saved.fact("config"), f"{folder}/checkpoint.json", args.overrides)
     _select_device(config)
     source = load_source(config.data)
+    _check_classes(folder, saved.fact("classes"), source)
     state = build_state(config, len(source.classes), saved.fact("mean"), saved.fact("std"))
     load_weights(state.model, saved.part("model"))
     load_weights(state.ema.average, saved.part("ema"))
-    found = {name: evaluate(model, state.normalize, source.test, config.train.eval_batch_size)
-             for name, model in (("raw", state.model), ("ema", state.ema.average))}
+    logits, found = {}, {}
+    for kind, model in (("raw", state.model), ("ema", state.ema.average)):
+        logits[kind], losses = predict(model, state.normalize, source.test, config.train.eval_batch_size)
+        found[kind] = score(logits[kind], source.test.labels, losses)
     print(f"{folder}  step {saved.fact('step')}  {describe(found)}")
     for index, name in enumerate(source.classes):
         accuracies = [found[kind].per_class[index] for kind in ("ema", "raw")]
@@ -237,7 +243,20 @@ def _evaluate(args) -> int:
     if args.json:
         figures = {"checkpoint": str(folder), "step": saved.fact("step"), **{k: e.to_dict() for k, e in found.items()}}
         write_atomic(args.json, json.dumps(figures, indent=1) + "\n")
+    if args.predictions:
+        write_atomic(args.predictions, predictions_csv(logits["ema"], source.test.labels, source.classes))
     return 0
+
+
+def _check_classes(folder: pathlib.Path, learned: list[str], source) -> None:
+    """Raises CheckpointError where the data's classes, or their order, are not those of the checkpoint in `folder`."""
+    from fixmatch.checkpoint import CheckpointError
+
+    for index, (there, here) in enumerate(itertools.zip_longest(learned, source.classes)):
+        if there != here:
+            raise CheckpointError(f"{folder}: trained on {len(learned)} classes, of which number {index} is {there!r}; "
+                                  f"of the {len(source.classes)} of {source.name} it is {here!r}; evaluate on data of "
+                                  "the same classes (data.name, data.root)")
 
 
 def _select_device(config: Config) -> str:

@@ -36,7 +36,7 @@ class RunConfig:
 @dataclass(frozen=True)
 class DataConfig:
     name: str = _setting("digits", choices=DATASETS)
-    root: str = "data"  # where archives are looked for and downloaded to
+    root: str = "data"  # where archives are looked for and downloaded to; csv may be given the training CSV itself
     download: bool = True
     num_labeled: int = _setting(40, low=0)  # in all, not per class; 0: every image whose class is known
     labels_per_class: tuple[int, ...] = ()  # one count a class, in class order, where they are not to be equal
@@ -45,14 +45,17 @@ class DataConfig:
     split_seed: int | None = _setting(None, low=0)  # null: run.seed; set it to compare seeds on one split
     fold: int | None = _setting(None, low=0)  # stl10: which of its ten folds is labeled, instead of drawing labels
     extra: bool = False  # svhn: its 531,131 extra images are training images, too
-    image_size: int | None = _setting(None, low=8)  # folder, csv: side in pixels; null: from the images
+    # folder, csv: side in pixels; null: the common size, else a square of the median shorter side, 8..224
+    image_size: int | None = _setting(None, low=8)
     mean: tuple[float, ...] | None = None  # of pixels in [0, 1], a channel; null: the data set's
     std: tuple[float, ...] | None = None
-    max_broken: int = _setting(100, low=0)  # folder, csv: so many unreadable files are named and skipped
+    # folder, csv: so many unreadable files are named and skipped; test images and dangling links count too
+    max_broken: int = _setting(100, low=0)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
+    # recipe of the strong views, see fixmatch/data/recipes.py
     strong: str = _setting("reference", choices=("reference", "google", "torchssl", "ctaugment"))
 
 

@@ -1,5 +1,6 @@
 """Data parallelism under `python -m paddle.distributed.launch`; one process is rank 0 of 1."""
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 
@@ -15,6 +16,18 @@ def barrier() -> None:
     """Waits for all ranks. An all-reduce, because gloo's barrier is not there for every device."""
     if dist.get_world_size() > 1:
         dist.all_reduce(paddle.zeros([1]))
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all ranks, of one shape [n, ...], one after the other in the order of ranks: [world_size * n, ...].
+
+    On every rank the same.
+    """
+    if dist.get_world_size() == 1:
+        return array
+    parts = []
+    dist.all_gather(parts, paddle.to_tensor(array))
+    return np.concatenate([part.numpy() for part in parts])
 
 
 def parallel(model):

@@ -1,7 +1,10 @@
 """Evaluation on every test image. Accuracies are percent, 0..100. N images, K classes."""
 
+import csv
 import dataclasses
+import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +26,19 @@ class Evaluation:
         return dataclasses.asdict(self)
 
 
-@paddle.no_grad()
 def evaluate(model, normalize, data: Dataset, batch_size: int) -> Evaluation:
-    """Runs `model` in eval mode over all of `data`, the last partial batch included, and leaves its mode as it was."""
+    """Scores `model` on all of `data`, the last partial batch included."""
+    logits, losses = predict(model, normalize, data, batch_size)
+    return score(logits, data.labels, losses)
+
+
+@paddle.no_grad()
+def predict(model, normalize, data: Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs `model` in eval mode over all of `data`, and leaves its mode as it was.
+
+    Returns:
+        Logits float32 [N, K] and their cross-entropies with the labels, float32 [N].
+    """
     was_training = model.training
     model.eval()
     logits, losses = [], []
@@ -36,7 +49,7 @@ def evaluate(model, normalize, data: Dataset, batch_size: int) -> Evaluation:
         logits.append(batch_logits.numpy())
     if was_training:
         model.train()
-    return score(np.concatenate(logits), data.labels, np.concatenate(losses))
+    return np.concatenate(logits), np.concatenate(losses)
 
 
 def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluation:
@@ -45,7 +58,7 @@ def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluat
     Of equal logits the first class ranks first, as in argmax. A row with NaN in it counts as wrong.
     """
     num_classes = logits.shape[1]
-    order = np.argsort(-logits, axis=1, kind="stable")  # [N, K]
+    order = _ranking(logits)
     hits = (order == labels[:, None]) & np.isfinite(logits).all(axis=1, keepdims=True)
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (labels, order[:, 0]), 1)
@@ -56,6 +69,30 @@ def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluat
         loss=float(losses.mean(dtype=np.float64)),
         per_class=[100.0 * int(r) / int(n) if n else None for r, n in zip(right_by_class, seen, strict=True)],
         confusion=confusion.tolist())
+
+
+def predictions_csv(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """A line for each image: its index, its class, the class predicted, and the softmax probability of that one.
+
+    Args:
+        logits: float [N, K].
+        labels: int64 [N].
+        classes: K names.
+    """
+    predicted = _ranking(logits)[:, 0]
+    largest = np.take_along_axis(logits, predicted[:, None], axis=1).astype(np.float64)  # [N, 1]
+    confidence = 1 / np.exp(logits - largest).sum(axis=1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "label", "predicted", "confidence"))
+    for image, (label, best) in enumerate(zip(labels, predicted, strict=True)):
+        writer.writerow((image, classes[label], classes[best], f"{confidence[image]:.6f}"))
+    return text.getvalue()
+
+
+def _ranking(logits: np.ndarray) -> np.ndarray:
+    """Classes [N, K], the likeliest first; of equal logits the first class."""
+    return np.argsort(-logits, axis=1, kind="stable")
 
 
 def summarize(history: list[float]) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from fixmatch.config import Config, to_dict, to_yaml
+from fixmatch.config import Config, to_dict
 from fixmatch.files import write_atomic
 
 # Of one step's row on the device: losses, and fractions of the unlabeled images: confident, of known class, of these
@@ -154,11 +154,17 @@ class Monitor:
         self.started += seconds
 
     def add_run(self, config: Config, preview: np.ndarray) -> None:
-        """Puts the configuration and the preview picture, uint8 [H, W, 3], into VisualDL."""
-        self.vdl.add_text("config", f"```\n{to_yaml(config)}```", 0)
+        """Puts the configuration and the preview picture, uint8 [H, W, 3], into VisualDL.
+
+        Its pages fold white space, so the configuration is a text for each section. Its table of hyper-parameters takes
+        a dot in a name for a path and shows nothing, and a bool or None crashes it.
+        """
+        tree = to_dict(config)
+        for section, keys in tree.items():
+            self.vdl.add_text(f"config/{section}", ", ".join(f"{key}: {value}" for key, value in keys.items()), 0)
         self.vdl.add_image("views/original_weak_strong", preview, 0, dataformats="HWC")
-        hparams = {f"{section}.{key}": value if type(value) in (int, float, str) else str(value)  # no bool, no None
-                   for section, keys in to_dict(config).items() for key, value in keys.items()}
+        hparams = {f"{section}/{key}": value if type(value) in (int, float, str) else str(value)
+                   for section, keys in tree.items() for key, value in keys.items()}
         self.vdl.add_hparams(hparams, ["eval/ema_top1", "eval/raw_top1"])
 
     def close(self) -> None:

@@ -8,20 +8,26 @@ from PIL import Image
 
 from fixmatch.data import views
 from fixmatch.data.dataset import Dataset
+from fixmatch.data.recipes import POLICIES
 from fixmatch.files import write_atomic
 
 _SIDE = 96  # pixels that an image is enlarged to, at least
+_GAP = 2  # pixels of white around it
 
 
-def preview(data: Dataset, flip: bool, seed: int, count: int = 8) -> np.ndarray:
-    """uint8 [3h, count * w, 3]: a row of images, a row of their weak and a row of their strong views."""
+def preview(data: Dataset, flip: bool, seed: int, strong: str = "reference", count: int = 8) -> np.ndarray:
+    """uint8 [3h, count * w, 3]: a row of images, a row of their weak and a row of their strong views.
+
+    `strong` is the recipe of the last, a name in POLICIES; CTAugment is shown as it begins.
+    """
     rng = np.random.default_rng([seed, 3])
     index = rng.choice(len(data), count, replace=len(data) < count)
     size = data.images.shape[1:3]
-    weak, strong = views.weak_and_strong(data.images, index, views.draw(rng, count, size, flip))
-    rows = [np.concatenate(list(row), axis=1) for row in (data.images[index], weak, strong)]
+    weak, strong = views.weak_and_strong(data.images, index, views.draw(rng, count, size, flip, POLICIES[strong]))
     scale = -(-_SIDE // max(size))
-    return np.concatenate(rows).repeat(scale, axis=0).repeat(scale, axis=1)
+    tiles = np.stack([data.images[index], weak, strong]).repeat(scale, axis=2).repeat(scale, axis=3)
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
 
 
 def save_png(picture: np.ndarray, path: pathlib.Path) -> None:

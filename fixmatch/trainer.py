@@ -11,11 +11,12 @@ import time
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 
 from fixmatch import checkpoint, distributed
 from fixmatch.config import Config, SSLConfig
 from fixmatch.data.dataset import Source
-from fixmatch.data.loader import Batch, Loader
+from fixmatch.data.loader import Batch, Loader, ProbedBatch
 from fixmatch.ema import EMA
 from fixmatch.evaluate import evaluate, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss
@@ -60,6 +61,21 @@ def supervised_step(state: TrainState, batch: Batch) -> FixMatchLoss:
     update(state, loss)
     none = paddle.zeros([0], dtype=loss.dtype)
     return FixMatchLoss(loss, loss, paddle.zeros_like(loss), none, none, paddle.zeros([0], dtype="int64"))
+
+
+@paddle.no_grad()
+def probe(state: TrainState, batch: ProbedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CTAugment's feedback: how near the averaged network comes to the labels of its probes.
+
+    Returns:
+        Of all ranks, in their order, P probes in all: the plan's operations, int64 [P, n], and levels, float64
+        [P, n, 2], and the proximity of the prediction to the label, float32 [P], 0..1.
+    """
+    probabilities = F.softmax(state.ema.average(state.normalize(batch.probes)))  # [B, K]
+    labels = F.one_hot(paddle.to_tensor(batch.targets_x), probabilities.shape[1])  # [B, K]
+    proximity = 1 - 0.5 * (probabilities - labels).abs().sum(axis=1)  # [B]
+    op, level, _ = batch.probe_plan
+    return distributed.gather(op), distributed.gather(level), distributed.gather(proximity.numpy())
 
 
 def forward(state: TrainState, images):
@@ -132,6 +148,8 @@ class Trainer:
                 losses = (train_step(self.state, batch, ssl) if ssl.mode == "fixmatch"
                           else supervised_step(self.state, batch))
                 self.step += 1
+                if self.loader.cta:
+                    self.loader.cta.update(self.step, *probe(self.state, batch))
                 self.monitor.record(self.step, losses, batch, lr, waited)
                 self.train_seconds += time.perf_counter() - step_started
                 if self.step % eval_every == 0 or self.step == total:
@@ -166,6 +184,8 @@ class Trainer:
         arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
         arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
         arrays |= {f"momentum/{name}": t.numpy() for name, t in self.state.optimizer.state().items()}
+        if self.loader.cta:
+            arrays |= {f"augment/{name}": a for name, a in self.loader.cta.state().items()}
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise NonFinite(self.step, "a weight", math.nan)
         source = self.source
@@ -180,13 +200,15 @@ class Trainer:
         self.saved_step = self.step
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes on from `saved`: weights, EMA, momentum, schedule, history. The loader needs only the step."""
+        """Goes on from `saved`: weights, EMA, momentum, schedule, history, CTAugment. The loader needs no more."""
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
         self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
         self.state.scaler.load_state_dict(saved.fact("scaler"))
         self.step = self.saved_step = saved.fact("step")
         self.state.scheduler.step(self.step)
+        if self.loader.cta:
+            self.loader.cta.restore(self.step, saved.part("augment"))
         self.seconds, self.train_seconds = saved.fact("seconds"), saved.fact("train_seconds")
         self.history = saved.fact("history")
         self.best = max(self.history["ema"], default=-1.0)

@@ -1,5 +1,6 @@
 """RandAugment, Cutout and the two views: byte for byte against Pillow, by hand, and how plans are drawn."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +14,8 @@ from parity import randaugment as pillow
 
 SIZES = (8, 9, 16, 31, 32, 48, 96, 224)
 OBLONG = ((8, 11), (33, 20))  # height, width
+PAIRS = int(os.environ.get("FIXMATCH_TEST_PAIRS", 20_000))  # random images with random plans, over all sizes
+SHARES = {(8, 8): 0.1, (16, 16): 0.1, (32, 32): 0.7, (33, 20): 0.05, (48, 64): 0.03, (96, 96): 0.015, (224, 224): 0.005}
 NOWHERE = (0.999, 0.999)  # a Cutout centre that leaves most of the image alone
 
 
@@ -82,6 +85,33 @@ def test_every_operation_equals_pillow(name, size):
             np.testing.assert_array_equal(
                 randaugment.apply(images, plan), pillow.apply(images, plan), err_msg=f"{magnitude=} {negated=}"
             )
+
+
+def random_images(rng, n_images, size):
+    """uint8 [N, H, W, 3]: noise in a random range a channel, fine or in blocks, as it is or on a slope."""
+    images = np.empty((n_images, *size, 3), np.uint8)
+    y, x = (np.linspace(-1, 1, length) for length in size)
+    for image in images:
+        low, high = np.sort(rng.integers(0, 256, (2, 3)), axis=0)
+        block = rng.choice([1, 4])
+        noise = rng.integers(low, high + 1, (*(-(-length // block) for length in size), 3))
+        noise = noise.repeat(block, axis=0).repeat(block, axis=1)[: size[0], : size[1]]
+        slope = rng.integers(0, 128, 2) * (rng.random() < 0.5)
+        image[:] = np.clip(noise + (slope[0] * y[:, None] + slope[1] * x)[..., None], 0, 255)
+    return images
+
+
+@pytest.mark.parametrize("size", SHARES, ids=str)
+def test_many_random_pairs_equal_pillow(size):
+    """FIXMATCH_TEST_PAIRS says how many."""
+    left, chunk, differing = round(PAIRS * SHARES[size]), 0, 0
+    while left > 0:
+        rng = np.random.default_rng([*size, chunk])
+        images = random_images(rng, min(left, 500), size)
+        plan = randaugment.draw(rng, len(images))
+        differing += np.count_nonzero(randaugment.apply(images, plan) != pillow.apply(images, plan))
+        left, chunk = left - len(images), chunk + 1
+    assert differing == 0
 
 
 @st.composite

@@ -147,6 +147,34 @@ def test_nothing_there(tmp_path):
     assert "no such file" in error_of(tmp_path / "none")
 
 
+@pytest.mark.parametrize(("key", "good", "bad"), [
+    ("step", [0, 7], ["7", 7.0, True, None, [7]]),
+    ("seconds", [0, 1.5], ["1.5", True, None, {}]),
+    ("split_sha256", ["", "ab"], [7, None, ["ab"]]),
+    ("config", [{}, {"run": {"seed": 1}}], [[], "x", None, 5]),
+    ("scaler", [{}, {"scale": 1.0}], [[], None]),
+    ("classes", [[], ["a", "b"]], [5, "ab", None, {"a": 0}, ["a", 1]]),
+    ("mean", [[0.5, 0, 1]], ["x", 0.5, None, [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, "x"], [[0.5, 0.5, 0.5]]]),
+    ("history", [{"raw": [], "ema": [1, 1.5]}], [{}, [], None, {"raw": []}, {"raw": 1, "ema": []},
+                                                 {"raw": [], "ema": ["x" * 99]}]),
+    ("dataset", ["digits", 7], []),
+])
+def test_a_fact_is_what_it_must_be(folder, key, good, bad):
+    for value in good:
+        edit(folder, **{key: value})
+        assert checkpoint.load(folder).fact(key) == value
+    for value in bad:
+        edit(folder, **{key: value})
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(folder).fact(key)
+        assert str(caught.value).startswith(f"checkpoint.json: '{key}' cannot be {value!r:.60}")
+
+
+def test_a_fact_that_is_not_there(folder):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: has no 'mean'"):
+        checkpoint.load(folder).fact("mean")
+
+
 def test_find_takes_a_run_a_checkpoints_folder_or_a_checkpoint(tmp_path):
     for which in ("latest", "best"):
         checkpoint.save(tmp_path / "checkpoints" / which, ARRAYS, {})

@@ -333,6 +333,17 @@ def test_eval_of_a_manifest_without_what_it_needs(tmp_path, whole, capsys, key):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("key", "value"), [("config", []), ("classes", 5), ("mean", "x"), ("std", [1]), ("step", {})])
+def test_eval_of_a_manifest_with_what_it_cannot_use(tmp_path, whole, capsys, key, value):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    manifest = run / "checkpoints/latest/checkpoint.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {key: value}))
+    assert cli.eval_main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert f"'{key}' cannot be {value!r}" in error
+
+
 @pytest.fixture(scope="module")
 def diverged(place, run_tool):
     settings = "run.dir=nan", "train.total_steps=20", "train.eval_every=1", "optim.lr=1e30"

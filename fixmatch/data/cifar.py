@@ -5,17 +5,15 @@ arrays and plain containers only, straight from the archive: nothing is extracte
 """
 
 import io
-import lzma
 import pathlib
 import pickle
 import tarfile
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch.data.dataset import DataError, Dataset, Source
-from fixmatch.data.download import download, md5_of
+from fixmatch.data.dataset import DataError, Dataset, Source, one_line
+from fixmatch.data.download import TAR_ERRORS, locate, md5_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ def load_cifar(name: str, root: str, allow_download: bool = True) -> Source:
         DataError: nothing there and no download, or a file that is damaged, hostile or not CIFAR.
     """
     layout = _LAYOUTS[name]
-    place = _locate(layout, pathlib.Path(root), name, allow_download)
+    place = locate(pathlib.Path(root), name, layout.archive, layout.folder, layout.meta, _HOST, layout.md5,
+                   allow_download)
     files = _read_folder(place, layout) if place.is_dir() else _read_archive(place, layout)
     train, test = (_join([_parse_batch(files[part], f"{place}: {part}", layout) for part in parts])
                    for parts in (layout.train, layout.test))
@@ -73,21 +72,6 @@ def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, floa
     return _LAYOUTS[name].mean, _LAYOUTS[name].std
 
 
-def _locate(layout: _Layout, root: pathlib.Path, name: str, allow_download: bool) -> pathlib.Path:
-    for place in (root / layout.folder, root / layout.archive, root):
-        if place.is_file() or (place / layout.meta).is_file():
-            return place
-    archive = root / layout.archive
-    if not allow_download:
-        raise DataError(f"{archive}: not found, and data.download is false; put the official archive there, "
-                        "or set data.root to the folder that has it")
-    try:
-        download(_HOST + layout.archive, archive, layout.md5)
-    except DataError as error:
-        raise DataError(f"{error}; {name} can also be put there by hand, or data.root set to where it is") from None
-    return archive
-
-
 def _read_folder(folder: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
     try:
         return {name: (folder / name).read_bytes() for name in (*layout.train, *layout.test, layout.meta)}
@@ -103,8 +87,8 @@ def _read_archive(path: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
             for member in archive:
                 if member.name in wanted and member.isfile() and member.size <= _LARGEST_MEMBER:
                     files[wanted[member.name]] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
-        raise DataError(f"{path}: damaged or not a tar archive ({_one_line(error)}); delete it and download it "
+    except TAR_ERRORS as error:
+        raise DataError(f"{path}: damaged or not a tar archive ({one_line(error)}); delete it and download it "
                         "again") from None
     missing = sorted(set(wanted.values()) - set(files))
     if missing:
@@ -168,17 +152,13 @@ _STAND_INS = {
 }
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _unpickle(blob: bytes, where: str) -> dict:
     try:
         content = _ArraysOnly(blob).load()
     except pickle.UnpicklingError as error:
         raise DataError(f"{where}: refused: {error}") from None
     except Exception as error:  # a damaged pickle raises almost anything, by its kind of damage
-        raise DataError(f"{where}: damaged ({_one_line(error)}); get the archive again") from None
+        raise DataError(f"{where}: damaged ({one_line(error)}); get the archive again") from None
     if not isinstance(content, dict):
         raise DataError(f"{where}: not a CIFAR file: holds {type(content).__name__}, not a dict")
     return {k.decode("utf-8", "replace") if isinstance(k, bytes) else k: v for k, v in content.items()}

@@ -9,6 +9,16 @@ class DataError(ValueError):
     """Data that cannot be used; the message is one line that says what, where and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """What `error` says, or the name of its class, for a DataError."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """`text`, or its repr where it could not be printed on one line."""
+    return text if text.isprintable() else repr(text)
+
+
 @dataclass(frozen=True)
 class Dataset:
     images: np.ndarray  # uint8 [N, H, W, 3], C-contiguous; may be memory-mapped

@@ -1,16 +1,23 @@
-"""Verified download of one file: over TLS, resumed where it broke off, moved into place only when its MD5 is right."""
+"""Official files: where they are, and their verified download.
+
+That goes over TLS, is resumed where it broke off, and moved into place only when its MD5 is right.
+"""
 
 import hashlib
 import http.client
+import lzma
 import os
 import pathlib
+import tarfile
 import urllib.error
 import urllib.request
+import zlib
 
 from tqdm import tqdm
 
 from fixmatch.data.dataset import DataError
 
+TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError)  # of a damaged archive
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30  # seconds without an answer
 
@@ -18,6 +25,36 @@ _TIMEOUT = 30  # seconds without an answer
 def md5_of(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5_by_chunks(file)
+
+
+def locate(root: pathlib.Path, name: str, archive: str, folder: str, member: str, host: str, md5: str,
+           allow_download: bool) -> pathlib.Path:
+    """Where the data set `name` is: root/folder, root/archive, or `root` itself; else root/archive, downloaded.
+
+    Args:
+        member: a file by which the unpacked folder is known.
+        host: the address that `archive` follows.
+
+    Raises:
+        DataError: nothing there and no download.
+    """
+    target = root / archive
+    for place in (root / folder, target, root):
+        if place.is_file() or (place / member).is_file():
+            return place
+    if not allow_download:
+        raise DataError(f"{target}: not found, and data.download is false; put the official archive there, "
+                        "or set data.root to the folder that has it")
+    return fetch(host + archive, target, md5, name)
+
+
+def fetch(url: str, target: pathlib.Path, md5: str, name: str) -> pathlib.Path:
+    """`target`, after its `download`; where that fails, the DataError says how to do without it."""
+    try:
+        download(url, target, md5)
+    except DataError as error:
+        raise DataError(f"{error}; {name} can also be put there by hand, or data.root set to where it is") from None
+    return target
 
 
 def download(url: str, target: pathlib.Path, md5: str) -> None:

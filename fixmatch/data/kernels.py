@@ -86,6 +86,16 @@ def render(images, index, flip, corner, code, param, box, out=None):
     return out
 
 
+def still(count):
+    """The flip and corner of `count` views that show their image as it is."""
+    return np.zeros(count, bool), np.zeros((count, 2), np.int64)
+
+
+def nothing(count):
+    """The code, param and box of `count` views without operations and Cutout."""
+    return np.empty((count, 0), np.int64), np.empty((count, 0, 6)), np.zeros((count, 4), np.int64)
+
+
 def _read_only(array, dtype):
     """A read-only view: numba compiles anew for every mix of writable and read-only arguments, so there is only one."""
     view = np.ascontiguousarray(array, dtype).view()

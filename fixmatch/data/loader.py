@@ -1,7 +1,8 @@
 """The two endless streams of a FixMatch step, labeled and unlabeled, prepared in background threads.
 
-A batch is a pure function of (seed, rank, step): every step draws from a generator of its own. So the order does not
-depend on the number of threads, and to resume is to start at another step. B labeled images, M = mu * B unlabeled ones.
+A batch is a pure function of (seed, rank, step), and with CTAugment of its rates at a fixed earlier step: every step
+draws from a generator of its own. So the order does not depend on the number of threads, and to resume is to start at
+another step. B labeled images, M = mu * B unlabeled ones.
 """
 
 import collections
@@ -12,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fixmatch.data import views
+from fixmatch.data import ctaugment, randaugment, views
 from fixmatch.data.dataset import Dataset
+from fixmatch.data.recipes import POLICIES
 from fixmatch.data.split import Split
 
 EXPAND_STEPS = 1024  # the labeled set is repeated to last this many steps a pass (the reference's "expand labels")
@@ -26,6 +28,18 @@ class Batch(NamedTuple):
     u_w: np.ndarray  # uint8 [M, H, W, 3] unlabeled images, weak views
     u_s: np.ndarray  # uint8 [M, H, W, 3] the same images, strong views
     targets_u: np.ndarray  # int64 [M] their true labels, for monitoring only
+
+
+class ProbedBatch(NamedTuple):
+    """A Batch for CTAugment: with a probe of every labeled image."""
+
+    x: np.ndarray
+    targets_x: np.ndarray
+    u_w: np.ndarray
+    u_s: np.ndarray
+    targets_u: np.ndarray
+    probes: np.ndarray  # uint8 [B, H, W, 3], x further augmented
+    probe_plan: ctaugment.Plan  # and how
 
 
 class Stream:
@@ -61,18 +75,24 @@ class Loader:
         mu: M / B; 0 for batches without unlabeled images.
         seed: of every random draw made here.
         flip: whether views may be mirrored.
+        strong: the recipe of the strong views, a name in POLICIES.
         threads: that prepare batches ahead; the batches do not depend on it.
         ahead: batches kept ready.
+
+    Attributes:
+        cta: the CTAugment that strong views are drawn from, to be told of the probes after every step; else None.
     """
 
     def __init__(self, data: Dataset, split: Split, batch_size: int, mu: int, seed: int, flip: bool, rank: int = 0,
-                 world_size: int = 1, threads: int = 1, ahead: int = 4):
+                 world_size: int = 1, threads: int = 1, ahead: int = 4, strong: str = "reference"):
         self.data, self.flip, self.seed, self.rank = data, flip, seed, rank
         self.threads, self.ahead = threads, ahead
         self.labeled = Stream(split.labeled, batch_size, batch_size * world_size * EXPAND_STEPS, (seed, _LABELED_ORDER),
                               rank, world_size)
         self.unlabeled = Stream(split.unlabeled, batch_size * mu, 1, (seed, _UNLABELED_ORDER), rank,
                                 world_size) if mu else None
+        self.strong = strong
+        self.cta = ctaugment.CTAugment(lag=ahead) if strong == "ctaugment" and mu else None
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, 0-based."""
@@ -81,8 +101,13 @@ class Loader:
         unlabeled = self.unlabeled.indices(step) if self.unlabeled else np.empty(0, dtype=np.int64)
         images, size = self.data.images, self.data.images.shape[1:3]
         x = views.weak(images, views.draw_weak(rng, len(labeled), size, self.flip), labeled)
-        u_w, u_s = views.weak_and_strong(images, unlabeled, views.draw(rng, len(unlabeled), size, self.flip))
-        return Batch(x, self.data.labels[labeled], u_w, u_s, self.data.labels[unlabeled])
+        policy = self.cta.policy(step) if self.cta else POLICIES[self.strong]
+        u_w, u_s = views.weak_and_strong(images, unlabeled, views.draw(rng, len(unlabeled), size, self.flip, policy))
+        batch = Batch(x, self.data.labels[labeled], u_w, u_s, self.data.labels[unlabeled])
+        if not self.cta:
+            return batch
+        plan = ctaugment.draw_probe(rng, len(labeled))
+        return ProbedBatch(*batch, randaugment.apply(x, plan), plan)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps first_step..last_step-1 in order, made ahead in background threads."""

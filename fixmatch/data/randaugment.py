@@ -2,7 +2,7 @@
 
 Drawing and applying are separate: `draw` makes a Plan from random numbers, `apply` follows it, and
 parity/randaugment.py follows the same Plan with Pillow itself. In between, `lower` turns the Plan into what
-fixmatch/data/kernels.py understands; another recipe is another `lower`.
+fixmatch/data/kernels.py understands. Other recipes are in fixmatch/data/recipes.py.
 
 Source: RandAugmentMC and CutoutAbs in dataset/randaugment.py of kekmodel/FixMatch-pytorch.
 N images, n operations an image.
@@ -46,7 +46,11 @@ class Plan(NamedTuple):
 
     def take(self, part):
         """The plan of images[part], for a slice, mask or array of indices."""
-        return Plan(*(field[part] for field in self))
+        return type(self)(*(field[part] for field in self))
+
+    def render(self, images, index, flip, corner, out=None):
+        """Strong views: kernels.render, with the operations and the Cutout of this plan."""
+        return kernels.render(images, index, flip, corner, *lower(self, *images.shape[1:3]), out)
 
 
 class Lowered(NamedTuple):
@@ -75,10 +79,8 @@ def draw(rng, n_images, n=2, m=10):
 
 
 def apply(images, plan):
-    """Follow a plan: uint8 [N, H, W, 3] -> new uint8 [N, H, W, 3]."""
-    n_images, height, width = images.shape[:3]
-    still = np.zeros(n_images, bool), np.zeros((n_images, 2), np.int64)
-    return kernels.render(images, np.arange(n_images), *still, *lower(plan, height, width))
+    """Follow a plan, this recipe's or another's: uint8 [N, H, W, 3] -> new uint8 [N, H, W, 3]."""
+    return plan.render(images, np.arange(len(images)), *kernels.still(len(images)))
 
 
 def lower(plan, height, width):
@@ -111,51 +113,81 @@ def cutout_box(centre, height, width):
 
 @functools.lru_cache
 def table(height, width):
+    """The operations as the kernels take them; see `tabulate`."""
+    return tabulate(_effect, height, width)
+
+
+def tabulate(effect, height, width):
     """Kernel code of each operation, int64 [14], and its parameters by magnitude and sign, float64 [14, 11, 2, 6]."""
     code = np.empty(len(OPS), np.int64)
     param = np.zeros((len(OPS), MAX_MAGNITUDE + 1, 2, 6))
     for op, name in enumerate(OPS):
         for magnitude in range(MAX_MAGNITUDE + 1):
             for negated in (0, 1):
-                code[op], values = _effect(name, magnitude, -1 if negated else 1, height, width)
+                code[op], values = effect(name, magnitude, -1 if negated else 1, height, width)
                 param[op, magnitude, negated, : len(values)] = values
     return code, param
 
 
 def _effect(name, magnitude, sign, height, width):
     """One operation at one magnitude: kernel code and parameters. The ranges are those of fixmatch_augment_pool."""
-    factor = magnitude * 0.9 / MAX_MAGNITUDE + 0.05
     shear = sign * magnitude * 0.3 / MAX_MAGNITUDE
+    match name:
+        case "Brightness" | "Color" | "Contrast" | "Sharpness":
+            value = magnitude * 0.9 / MAX_MAGNITUDE + 0.05
+        case "Posterize":
+            value = int(magnitude * 4 / MAX_MAGNITUDE) + 4
+        case "Rotate":
+            value = sign * int(magnitude * 30 / MAX_MAGNITUDE)
+        case "ShearX" | "ShearY":
+            value = shear
+        case "Solarize":
+            value = 256 - int(magnitude * 256 / MAX_MAGNITUDE)
+        case "TranslateX":
+            value = int(shear * width)
+        case "TranslateY":
+            value = int(shear * height)
+        case _:
+            value = None
+    return operation(name, value, height, width)
+
+
+def operation(name, value, height, width):
+    """Kernel code and parameters of an operation of OPS, byte for byte what Pillow does with this argument.
+
+    Args:
+        value: the factor of an enhancement, the bits that Posterize keeps, degrees, the slope of a shear, the threshold
+            of Solarize, the pixels of a translation; fractions wherever Pillow takes them. Not used by the others.
+    """
     match name:
         case "AutoContrast":
             return kernels.AUTOCONTRAST, ()
         case "Brightness":
-            return kernels.BRIGHTNESS, (factor,)
+            return kernels.BRIGHTNESS, (value,)
         case "Color":
-            return kernels.COLOR, (factor,)
+            return kernels.COLOR, (value,)
         case "Contrast":
-            return kernels.CONTRAST, (factor,)
+            return kernels.CONTRAST, (value,)
         case "Equalize":
             return kernels.EQUALIZE, ()
         case "Identity":
             return kernels.IDENTITY, ()
         case "Posterize":
-            bits = int(magnitude * 4 / MAX_MAGNITUDE) + 4
-            return kernels.POSTERIZE, (256 - 2 ** (8 - bits),)
+            return kernels.POSTERIZE, (256 - 2 ** (8 - value),)
         case "Rotate":
-            return kernels.AFFINE, rotation(sign * int(magnitude * 30 / MAX_MAGNITUDE), height, width)
+            return kernels.AFFINE, rotation(value, height, width)
         case "Sharpness":
-            return kernels.SHARPNESS, (factor,)
+            return kernels.SHARPNESS, (value,)
         case "ShearX":
-            return kernels.AFFINE, fixed_point(1, shear, 0, 0, 1, 0)
+            return kernels.AFFINE, fixed_point(1, value, 0, 0, 1, 0)
         case "ShearY":
-            return kernels.AFFINE, fixed_point(1, 0, 0, shear, 1, 0)
+            return kernels.AFFINE, fixed_point(1, 0, 0, value, 1, 0)
         case "Solarize":
-            return kernels.SOLARIZE, (256 - int(magnitude * 256 / MAX_MAGNITUDE),)
+            return kernels.SOLARIZE, (math.ceil(value),)
         case "TranslateX":
-            return kernels.AFFINE, fixed_point(1, 0, int(shear * width), 0, 1, 0)
+            return kernels.AFFINE, fixed_point(1, 0, nearest(value), 0, 1, 0)
         case "TranslateY":
-            return kernels.AFFINE, fixed_point(1, 0, 0, 0, 1, int(shear * height))
+            return kernels.AFFINE, fixed_point(1, 0, 0, 0, 1, nearest(value))
 
 
 def rotation(degrees, height, width):
@@ -175,3 +207,8 @@ def fixed_point(a0, a1, a2, a3, a4, a5):
     a2 += a0 * 0.5 + a1 * 0.5
     a5 += a3 * 0.5 + a4 * 0.5
     return tuple(math.floor(a * 65536.0 + 0.5) for a in (a0, a1, a2, a3, a4, a5))
+
+
+def nearest(pixels):
+    """The whole pixels that Pillow's nearest-neighbour translation by `pixels` comes to."""
+    return math.floor(pixels + 0.5)

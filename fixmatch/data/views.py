@@ -2,7 +2,7 @@
 
 Weak: horizontal flip with probability 1/2, then reflection padding by an eighth of the image and a random crop back to
 its size.
-Strong: the same, drawn anew, then RandAugment, then Cutout.
+Strong: the same, drawn anew, then RandAugment and Cutout, or another policy of fixmatch/data/recipes.py.
 
 Drawing and applying are separate: the plan of a batch is drawn once, and threads may follow it slice by slice with the
 same result. Images may be oblong: TranslateX goes by the width, TranslateY by the height, Cutout by the shorter side,
@@ -34,7 +34,7 @@ class ViewPlan(NamedTuple):
 
     weak: WeakPlan
     strong: WeakPlan  # the strong view's own flip and crop
-    randaugment: randaugment.Plan  # and what follows them
+    randaugment: randaugment.Plan  # and what follows them, or the plan of another policy
 
     def take(self, part):
         """The plan of the views in `part`, a slice, mask or array of indices."""
@@ -61,12 +61,17 @@ def draw_weak(rng, n_images, image_size, flip=True):
     )
 
 
-def draw(rng, n_images, image_size, flip=True):
-    """Random ViewPlan with RandAugment's n=2, m=10; arguments as in draw_weak."""
+def draw(rng, n_images, image_size, flip=True, policy=randaugment):
+    """Random ViewPlan; arguments as in draw_weak.
+
+    Args:
+        policy: of the strong views, with a method draw(rng, n_images) -> plan; a plan has `take` and `render`, as
+            randaugment.Plan does. The default is RandAugment with n=2, m=10.
+    """
     return ViewPlan(
         weak=draw_weak(rng, n_images, image_size, flip),
         strong=draw_weak(rng, n_images, image_size, flip),
-        randaugment=randaugment.draw(rng, n_images),
+        randaugment=policy.draw(rng, n_images),
     )
 
 
@@ -88,16 +93,14 @@ def weak(images, plan, index=None, out=None):
     n_views = len(plan.flip)
     if index is None:
         index = np.arange(n_views)
-    nothing = np.empty((n_views, 0), np.int64), np.empty((n_views, 0, 6)), np.zeros((n_views, 4), np.int64)
-    return kernels.render(images, index, plan.flip, _corner(plan, images), *nothing, out)
+    return kernels.render(images, index, plan.flip, _corner(plan, images), *kernels.nothing(n_views), out)
 
 
 def strong(images, plan, index=None, out=None):
     """The strong views of images[index]; as `weak`, with a ViewPlan."""
     if index is None:
         index = np.arange(len(plan.strong.flip))
-    effects = randaugment.lower(plan.randaugment, *images.shape[1:3])
-    return kernels.render(images, index, plan.strong.flip, _corner(plan.strong, images), *effects, out)
+    return plan.randaugment.render(images, index, plan.strong.flip, _corner(plan.strong, images), out)
 
 
 def weak_and_strong(images, index, plan, out=(None, None)):

@@ -45,7 +45,7 @@ def enter(images):
 
 def global_average_pool(x):
     """-> [N, C], from either layout."""
-    return x.mean([1, 2] if _on_kernels(x) else [2, 3])
+    return kernels.global_average_pool(x) if _on_kernels(x) else x.mean([2, 3])
 
 
 class Conv2D(nn.Layer):
@@ -122,6 +122,11 @@ def activate(x, activation):
         return F.mish(x)
     name, slope = activation
     return getattr(F, name)(x, slope)
+
+
+def add(x, y, activation=None):
+    """The sum of a residual connection, then `activation` as BatchNorm2D takes it."""
+    return kernels.add(x, y, activation) if _on_kernels(x) else activate(x + y, activation)
 
 
 def xavier_linear(in_features: int, num_classes: int) -> nn.Linear:

@@ -6,7 +6,7 @@ import). Bottlenecks are type C: 1x1, grouped 3x3, 1x1. Shapes: N images, K clas
 
 from paddle import nn
 
-from fixmatch.models.layers import BatchNorm2D, Conv2D, activate, enter, global_average_pool, xavier_linear
+from fixmatch.models.layers import BatchNorm2D, Conv2D, add, enter, global_average_pool, xavier_linear
 
 ACTIVATION = "mish"
 WIDEN_FACTOR = 4
@@ -33,7 +33,7 @@ class ResNeXtBottleneck(nn.Layer):
         out = self.bn_reduce(self.conv_reduce(x))
         out = self.bn(self.conv_conv(out))
         out = self.bn_expand(self.conv_expand(out))
-        return activate(self.shortcut(x) + out, ACTIVATION)
+        return add(self.shortcut(x), out, ACTIVATION)
 
 
 class ResNeXt(nn.Layer):

@@ -5,7 +5,7 @@ Reference: kekmodel/FixMatch-pytorch, models/wideresnet.py. Shapes: N images, C 
 
 from paddle import nn
 
-from fixmatch.models.layers import BatchNorm2D, Conv2D, enter, global_average_pool, xavier_linear
+from fixmatch.models.layers import BatchNorm2D, Conv2D, add, enter, global_average_pool, xavier_linear
 
 ACTIVATION = ("leaky_relu", 0.1)
 
@@ -34,7 +34,7 @@ class BasicBlock(nn.Layer):
             x = activated
         out = self.conv1(activated if self.equal_in_out else x)
         out = self.conv2(self.bn2(out))
-        return out + (x if self.equal_in_out else self.convShortcut(x))
+        return add(out, x if self.equal_in_out else self.convShortcut(x))
 
 
 class NetworkBlock(nn.Layer):

@@ -47,6 +47,11 @@ def activate(x, activation):
     return getattr(F, name)(x, slope)
 
 
+def add(x, y, activation=None):
+    """The sum of a residual connection, then `activation` as BatchNorm2D takes it."""
+    return activate(x + y, activation)
+
+
 def xavier_linear(in_features: int, num_classes: int) -> nn.Linear:
     """The classifier: weight xavier normal, bias 0. weight: [num_classes, in_features]."""
     linear = nn.Linear(in_features, num_classes)

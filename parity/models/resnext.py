@@ -5,7 +5,7 @@ Reference: kekmodel/FixMatch-pytorch, models/resnext.py. Shapes: N images, K cla
 
 from torch import nn
 
-from parity.models.layers import BatchNorm2d, Conv2d, activate, global_average_pool, xavier_linear
+from parity.models.layers import BatchNorm2d, Conv2d, add, global_average_pool, xavier_linear
 
 ACTIVATION = "mish"
 WIDEN_FACTOR = 4
@@ -32,7 +32,7 @@ class ResNeXtBottleneck(nn.Module):
         out = self.bn_reduce(self.conv_reduce(x))
         out = self.bn(self.conv_conv(out))
         out = self.bn_expand(self.conv_expand(out))
-        return activate(self.shortcut(x) + out, ACTIVATION)
+        return add(self.shortcut(x), out, ACTIVATION)
 
 
 class ResNeXt(nn.Module):

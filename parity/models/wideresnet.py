@@ -5,7 +5,7 @@ Reference: kekmodel/FixMatch-pytorch, models/wideresnet.py. Shapes: N images, C 
 
 from torch import nn
 
-from parity.models.layers import BatchNorm2d, Conv2d, global_average_pool, xavier_linear
+from parity.models.layers import BatchNorm2d, Conv2d, add, global_average_pool, xavier_linear
 
 ACTIVATION = ("leaky_relu", 0.1)
 
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
             x = activated
         out = self.conv1(activated if self.equal_in_out else x)
         out = self.conv2(self.bn2(out))
-        return out + (x if self.equal_in_out else self.convShortcut(x))
+        return add(out, x if self.equal_in_out else self.convShortcut(x))
 
 
 class NetworkBlock(nn.Module):
