@@ -91,11 +91,13 @@ def load(folder: pathlib.Path) -> Checkpoint:
         if hashlib.sha256(blob).hexdigest() != meta["sha256"]:
             raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_MANIFEST}")
         return Checkpoint(load_arrays(blob), meta)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: no such file; {folder} holds no complete checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{manifest}: not a checkpoint ({type(error).__name__}: {error})") from None
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -14,7 +15,8 @@ import sys
 
 from fixmatch.config import Config, ConfigError, from_dict, load_config, to_dict, to_yaml
 
-# What may differ between a checkpoint and the run that resumes it: the rest would change the numbers half-way.
+# What may differ between a checkpoint and the run that resumes it: the rest would change the numbers half-way. So does
+# train.total_steps, by the schedule's length; it may differ so that a run can be made longer, and the log says so.
 _RESUMABLE = ("run.name", "run.dir", "run.log_every", "data.root", "data.download", "data.max_broken",
               "train.total_steps", "train.eval_every", "train.eval_batch_size", "parity.enabled", "parity.on_failure",
               "parity.timeout", "runtime.device", "runtime.cpu_kernels", "runtime.data_threads")
@@ -114,15 +116,19 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
     from fixmatch.trainer import Trainer
 
     folder = pathlib.Path(config.run.dir)
+    if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
+        folder = folder.resolve()
     source = _load_source(config, rank)
     latest = folder / "checkpoints" / "latest"
     saved = checkpoint.load(latest) if args.resume and checkpoint.exists(latest) else None
     split = _choose_split(config, source, folder, saved)
-    facts = {**provenance(), "seed": config.run.seed, "config": to_dict(config), "split_sha256": split.sha256()}
+    facts = {**provenance(), "seed": config.run.seed, "world_size": world_size, "config": to_dict(config),
+             "split_sha256": split.sha256()}
+    before = _check_resumable(config, saved, facts) if saved else config
 
     run = RunFolder(folder, resume=saved is not None) if rank == 0 else None
     monitor = Monitor(folder if run else None, config.train.total_steps, saved.fact("step") if saved else 0,
-                      config.run.log_every)
+                      config.run.log_every, world_size)
     cleanup.callback(monitor.close)
     if run:
         if run.moved_to:
@@ -151,6 +157,9 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
     if saved:
         trainer.restore(saved)
         monitor.say(f"{folder}: resuming after step {trainer.step}")
+        if before.train.total_steps != config.train.total_steps:
+            monitor.say(f"train.total_steps: was {before.train.total_steps:,}, now {config.train.total_steps:,}; the "
+                        "learning rate follows the new schedule from here on")
     elif args.resume:
         monitor.say(f"{folder}: no checkpoint to resume; starting at step 0")
     return _fit(trainer, folder, facts)
@@ -189,7 +198,8 @@ def _load_source(config: Config, rank: int):
     source = load_source(config.data)
     if rank == 0:
         distributed.barrier()
-    return source
+    flip = config.augment.flip
+    return source if flip is None else dataclasses.replace(source, flip=flip)
 
 
 def _choose_split(config: Config, source, folder: pathlib.Path, saved):
@@ -209,8 +219,6 @@ def _choose_split(config: Config, source, folder: pathlib.Path, saved):
         seed = config.run.seed if data.split_seed is None else data.split_seed
         split = draw_split(labels, len(source.classes), data.labels_per_class or data.num_labeled, seed,
                            data.include_labeled)
-    if saved:
-        _check_resumable(config, saved, split.sha256())
     return split
 
 
@@ -271,20 +279,26 @@ def _select_device(config: Config) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _check_resumable(config: Config, saved, split_sha256: str) -> None:
-    """Raises ConfigError where going on would mix two different trainings."""
-    before, now = (json.loads(json.dumps(tree)) for tree in (saved.fact("config"), to_dict(config)))
-    for section, keys in now.items():
+def _check_resumable(config: Config, saved, facts: dict) -> Config:
+    """The configuration of the checkpoint. Raises ConfigError where going on would mix two different trainings."""
+    before = from_dict(saved.fact("config"), f"{config.run.dir}/checkpoints/latest/checkpoint.json")
+    tree = to_dict(before)
+    for section, keys in to_dict(config).items():
         for name, value in keys.items():
-            key, old = f"{section}.{name}", before.get(section, {}).get(name)
+            key, old = f"{section}.{name}", tree[section][name]
             if key not in _RESUMABLE and value != old:
                 raise ConfigError(f"--resume: {key}: {config.run.dir} was trained with {old!r}, now it is {value!r}; "
                                   "use the old value or another run.dir")
     if config.train.total_steps < saved.fact("step"):
         raise ConfigError(f"--resume: train.total_steps: {config.run.dir} has done {saved.fact('step')} steps already, "
                           f"more than {config.train.total_steps}")
-    if saved.fact("split_sha256") != split_sha256:
+    ranks = saved.meta.get("world_size", facts["world_size"])
+    if ranks != facts["world_size"]:
+        raise ConfigError(f"--resume: {config.run.dir} was trained by {ranks} processes, now there are "
+                          f"{facts['world_size']}; launch as many as before")
+    if saved.fact("split_sha256") != facts["split_sha256"]:
         raise ConfigError(f"--resume: {config.run.dir}/split.json is not the split of the checkpoint")
+    return before
 
 
 def _headline(config: Config, source, split, trainer, device: str) -> str:
@@ -302,7 +316,7 @@ def _headline(config: Config, source, split, trainer, device: str) -> str:
 def _result(trainer, facts: dict) -> dict:
     """The content of result.json. images_per_second counts every image that went through the network in training."""
     train, with_unlabeled = trainer.config.train, trainer.config.ssl.mode == "fixmatch"
-    images = trainer.step * train.batch_size * (1 + 2 * train.mu * with_unlabeled)
+    images = trainer.step * facts["world_size"] * train.batch_size * (1 + 2 * train.mu * with_unlabeled)
     return {"steps": trainer.step, "seconds": round(trainer.seconds, 1),
             "images_per_second": round(images / trainer.train_seconds, 1), "top1": trainer.top1(), **facts}
 

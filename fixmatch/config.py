@@ -6,6 +6,7 @@ where it can, what was probably meant.
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import types
 import typing
@@ -57,6 +58,8 @@ class DataConfig:
 class AugmentConfig:
     # recipe of the strong views, see fixmatch/data/recipes.py
     strong: str = _setting("reference", choices=("reference", "google", "torchssl", "ctaugment"))
+    # whether views are mirrored at random; null: the data set's own; false for digits, signs, text
+    flip: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class TrainConfig:
     eval_every: int = _setting(1024, low=1)  # steps
     eval_batch_size: int = _setting(250, low=1)
     amp: bool = False  # GPU only
-    clip_grad_norm: float = _setting(0.0, low=0.0)  # 0: off, as in the reference
+    # of each of the two parameter groups by itself; 0: off, as in the reference
+    clip_grad_norm: float = _setting(0.0, low=0.0)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class Config:
 
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config)}
 KEYS = [f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+_PATHS = ("run.dir", "data.root", "data.split_file")  # may start with ~
 
 
 def load_config(path: str | pathlib.Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -149,10 +154,8 @@ def load_config(path: str | pathlib.Path, overrides: typing.Sequence[str] = ()) 
     _read_overrides(overrides, settings)
     config = from_settings(settings)
     name = config.run.name or path.stem
-    run = dataclasses.replace(config.run, name=name, dir=_expanded(config.run.dir) or f"runs/{name}")
-    data = dataclasses.replace(config.data, root=_expanded(config.data.root),
-                               split_file=_expanded(config.data.split_file))
-    return dataclasses.replace(config, run=run, data=data)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name,
+                                                               dir=config.run.dir or f"runs/{name}"))
 
 
 def from_dict(tree: dict, where: str, overrides: typing.Sequence[str] = ()) -> Config:
@@ -161,10 +164,6 @@ def from_dict(tree: dict, where: str, overrides: typing.Sequence[str] = ()) -> C
     _flatten(tree, where, settings)
     _read_overrides(overrides, settings)
     return from_settings(settings)
-
-
-def _expanded(path: str) -> str:
-    return str(pathlib.Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _read_overrides(overrides: typing.Sequence[str], settings: dict) -> None:
@@ -198,7 +197,10 @@ def from_settings(settings: dict[str, tuple[object, str]]) -> Config:
         cls = SECTIONS[section]
         entry = next(f for f in dataclasses.fields(cls) if f.name == name)
         hint = typing.get_type_hints(cls)[name]
-        chosen[section][name] = _check_range(_coerce(value, hint, key, where), entry.metadata, key, where)
+        if isinstance(value, bool) and "on" in (entry.metadata.get("choices") or ()):
+            value = "on" if value else "off"  # YAML reads the bare words as true and false
+        value = _check_range(_coerce(value, hint, key, where), entry.metadata, key, where)
+        chosen[section][name] = os.path.expanduser(value) if key in _PATHS else value
     config = Config(**{section: SECTIONS[section](**values) for section, values in chosen.items()})
     _check_together(config, settings)
     return config
@@ -233,7 +235,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = []
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value} is set twice", problem_mark=key.start_mark)
             seen.append(key.value)
@@ -244,7 +246,8 @@ def _parse_yaml(text: str):
     """Raises yaml.YAMLError for everything that it cannot read."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506, it is a SafeLoader
-    except (ValueError, RecursionError) as error:  # a 13th month, a number of 5,000 digits, 5,000 brackets
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        # a 13th month, a number of 5,000 digits; !!int ''; !!timestamp x; 5,000 brackets
         raise yaml.MarkedYAMLError(problem=str(error)) from None
 
 

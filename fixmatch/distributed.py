@@ -15,7 +15,14 @@ def init() -> tuple[int, int]:
 def barrier() -> None:
     """Waits for all ranks. An all-reduce, because gloo's barrier is not there for every device."""
     if dist.get_world_size() > 1:
-        dist.all_reduce(paddle.zeros([1]))
+        token = paddle.zeros([1])
+        dist.all_reduce(token)
+        token.numpy()  # NCCL's all-reduce alone does not hold the host
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is set on any rank; on every rank the same answer."""
+    return bool(gather(np.array([int(flag)])).any())
 
 
 def gather(array: np.ndarray) -> np.ndarray:

@@ -5,8 +5,12 @@ import pathlib
 
 
 def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
-    """Writes beside `path`, flushes to disk, then replaces it. On an error `path` stays as it was."""
+    """Writes beside `path`, in folders made as needed, flushes to disk, then replaces it.
+
+    On an error `path` stays as it was.
+    """
     path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

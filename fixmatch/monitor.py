@@ -25,11 +25,10 @@ _PATIENCE = 30.0  # seconds between plain lines, where log_every steps take long
 
 
 class NonFinite(ArithmeticError):
-    """A loss became NaN or infinite. `step` and `metric` say which and when."""
+    """A loss became NaN or infinite."""
 
     def __init__(self, step: int, metric: str, value: float):
         super().__init__(f"{metric} is {value} at step {step}")
-        self.step, self.metric = step, metric
 
 
 class Monitor:
@@ -40,10 +39,12 @@ class Monitor:
         total_steps: of the whole run.
         first_step: steps already done; what metrics.jsonl holds beyond them is dropped.
         log_every: steps between lines in metrics.jsonl and VisualDL.
+        world_size: ranks that train; the rates are of all of them.
     """
 
-    def __init__(self, folder: pathlib.Path | None, total_steps: int, first_step: int, log_every: int):
-        self.folder, self.total_steps, self.log_every = folder, total_steps, log_every
+    def __init__(self, folder: pathlib.Path | None, total_steps: int, first_step: int, log_every: int,
+                 world_size: int = 1):
+        self.folder, self.total_steps, self.log_every, self.world_size = folder, total_steps, log_every, world_size
         self.pending: list[tuple[int, paddle.Tensor]] = []  # rows still on the device
         self.rows: list[np.ndarray] = []  # since the last line
         self.waited = self.images = 0.0
@@ -73,7 +74,7 @@ class Monitor:
         """Takes note of one finished step; `waited` is the seconds it stood waiting for its batch."""
         self.pending.append((step, _row(losses, batch)))
         self.waited += waited
-        self.images += len(batch.x) + len(batch.u_w) + len(batch.u_s)
+        self.images += self.world_size * (len(batch.x) + len(batch.u_w) + len(batch.u_s))
         if self.bar is not None:
             self.bar.update(1)
         now = time.perf_counter()
@@ -97,7 +98,8 @@ class Monitor:
             for name, value in zip(_COLUMNS[:3], row[:3].tolist(), strict=True):
                 if not math.isfinite(value):
                     raise NonFinite(step, name, value)
-        self.rows.extend(fetched)
+        if self.folder is not None:
+            self.rows.extend(fetched)
 
     def _averages(self) -> dict:
         """Means over the steps since the last line; impurity is the share of wrong labels among the confident ones."""
@@ -220,6 +222,6 @@ def _drop_later_lines(path: pathlib.Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
     write_atomic(path, "".join(kept))

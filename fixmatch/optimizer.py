@@ -1,7 +1,7 @@
 """SGD with Nesterov momentum, as two Paddle optimizers: one that decays weights and one that does not.
 
-Paddle's Momentum takes one weight decay, so the reference's two parameter groups become two optimizers. Nesterov and L2
-decay follow Torch's SGD to rounding. Reference: kekmodel/FixMatch-pytorch, train.py, no_decay = ['bias', 'bn'].
+The reference's two parameter groups become two optimizers, the usual way in Paddle. Nesterov and L2 decay follow
+Torch's SGD to rounding. Reference: kekmodel/FixMatch-pytorch, train.py, no_decay = ['bias', 'bn'].
 """
 
 import paddle
@@ -44,11 +44,20 @@ class TwoGroupSGD:
                     weight_decay=weight_decay if decayed else None, grad_clip=clip))
 
     def step(self, scaler: paddle.amp.GradScaler | None = None):
-        """Updates both groups; with a scaler, from gradients of the scaled loss, whose scale it then adapts."""
+        """Updates both groups; with a scaler, from gradients of the scaled loss, whose scale it then adapts.
+
+        Where the gradients of either group overflowed, neither is updated: the scaler by itself judges each optimizer
+        alone, and adapts the scale to the last one.
+        """
         if scaler is None or not scaler.is_enable():
             for optimizer in self.optimizers:
                 optimizer.step()
             return
+        overflowed = paddle.to_tensor(False)
+        for optimizer in self.optimizers:
+            scaler.unscale_(optimizer)
+            overflowed = overflowed.logical_or(scaler._found_inf)
+        scaler._found_inf = overflowed
         for optimizer in self.optimizers:
             scaler.step(optimizer)
         scaler.update()

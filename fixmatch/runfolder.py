@@ -11,7 +11,7 @@ import weakref
 import fixmatch
 from fixmatch.config import ConfigError
 
-_MARKS = ("config.yaml", ".lock")  # a folder that has one was made by a run
+_MARKS = ((".lock",), ("config.yaml", "split.json"))  # a folder that has all of one of these was made by a run
 
 
 class RunFolder:
@@ -27,7 +27,7 @@ class RunFolder:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"run.dir: {path} is a file")
             if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
-                if not any((path / mark).exists() for mark in _MARKS):
+                if not any(all((path / name).exists() for name in mark) for mark in _MARKS):
                     raise ConfigError(f"run.dir: {path} holds files that are no run's; choose another folder")
                 self._lock()
                 if not resume:

@@ -45,7 +45,7 @@ class SelfCheck:
         folder = pathlib.Path(self.scratch.name)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         command = [sys.executable, "-m", "parity", "--self-check", "-c", "config.yaml", "--json", "parity.json"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
+        environment = _without_launcher(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
             [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
         self.output = open(folder / "output.txt", "w+")  # noqa: SIM115, closed in close()
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,  # noqa: S603
@@ -85,6 +85,11 @@ class SelfCheck:
                 self.process.wait()
             self.output.close()
             self.scratch.cleanup()
+
+
+def _without_launcher(environment) -> dict[str, str]:
+    """What paddle.distributed.launch sets is left out: the self-check is no rank of the training."""
+    return {name: value for name, value in environment.items() if not name.startswith(("PADDLE_", "FLAGS_selected_"))}
 
 
 def _read(path: pathlib.Path) -> dict | None:

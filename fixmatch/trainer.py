@@ -126,6 +126,7 @@ class Trainer:
         self.state = build_state(config, len(source.classes), source.mean, source.std)
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
+        self.evaluated_step = None  # the step that the last of `history` is from
         self.seconds = 0.0  # of training and evaluation, over all sessions
         self.train_seconds = 0.0  # of that, in steps and waiting for their batches
         self.history = {"raw": [], "ema": []}  # top-1 percents of all evaluations
@@ -140,7 +141,7 @@ class Trainer:
         started, before = time.perf_counter(), self.seconds
         batches = self.loader.batches(self.step, total)
         with stop_signal() as stop, contextlib.closing(batches):
-            while self.step < total and not stop.requested:
+            while self.step < total and not distributed.anywhere(stop.requested):
                 step_started = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - step_started
@@ -158,12 +159,18 @@ class Trainer:
                 self.seconds = before + time.perf_counter() - started
                 if self.step % eval_every == 0 or self.step == total:
                     self._save()
+            if self.step == total and self.evaluated_step != total:  # resumed up to the step that was reached already
+                self._evaluate()
+                self.seconds = before + time.perf_counter() - started
+                self._save()
         self.monitor.flush()
-        self._save()
+        if self.saved_step != self.step:
+            self._save()
         return self.step == total
 
     def _evaluate(self) -> None:
-        """Scores the raw and the averaged weights, on rank 0; the other ranks wait at their next gradient."""
+        """Scores the raw and the averaged weights, on rank 0; the other ranks wait before their next step."""
+        self.evaluated_step = self.step
         if self.checkpoints is None:
             return
         started = time.perf_counter()
@@ -179,7 +186,7 @@ class Trainer:
         return {name: summarize(history) for name, history in self.history.items() if history}
 
     def _save(self) -> None:
-        if self.checkpoints is None or self.saved_step == self.step:
+        if self.checkpoints is None:
             return
         arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
         arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
@@ -189,7 +196,7 @@ class Trainer:
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise NonFinite(self.step, "a weight", math.nan)
         source = self.source
-        meta = {"step": self.step, "seconds": round(self.seconds, 3),
+        meta = {"step": self.step, "evaluated_step": self.evaluated_step, "seconds": round(self.seconds, 3),
                 "train_seconds": round(self.train_seconds, 3), "history": self.history, **self.provenance,
                 "dataset": source.name, "classes": source.classes, "mean": source.mean, "std": source.std,
                 "image_size": source.train.images.shape[1:3], "scaler": _plain(self.state.scaler.state_dict())}
@@ -204,8 +211,10 @@ class Trainer:
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
         self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
-        self.state.scaler.load_state_dict(saved.fact("scaler"))
+        if scaler := saved.fact("scaler"):  # empty where amp was off, or on a CPU
+            self.state.scaler.load_state_dict(scaler)
         self.step = self.saved_step = saved.fact("step")
+        self.evaluated_step = saved.meta.get("evaluated_step")
         self.state.scheduler.step(self.step)
         if self.loader.cta:
             self.loader.cta.restore(self.step, saved.part("augment"))
@@ -229,14 +238,16 @@ def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
 
 
 class StopSignal:
-    """Set by the first SIGINT or SIGTERM; a second SIGINT interrupts at once."""
+    """Set by the first SIGINT or SIGTERM; a SIGINT after that interrupts at once. Launchers repeat their SIGTERM."""
 
     def __init__(self):
         self.requested = False
 
     def __call__(self, number, frame):
         if self.requested:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.requested = True
         print("\nstopping after this step; press Ctrl-C again to stop at once, without a checkpoint", flush=True)
 

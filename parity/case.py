@@ -69,10 +69,15 @@ class Case:
         return Batch(x, targets[:len(x)], u_w, u_s, targets[len(x):])
 
     def short_config(self) -> Config:
-        """The configuration with a run so short that its learning rate moves visibly in three steps."""
-        warmup = min(self.config.optim.warmup_steps, 2)
-        return dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, total_steps=20),
-                                   optim=dataclasses.replace(self.config.optim, warmup_steps=warmup))
+        """The configuration with a run so short that its learning rate moves visibly in three steps.
+
+        Without mixed precision and clipping, which the reference does not have, and seeded by the case.
+        """
+        run, train, optim = self.config.run, self.config.train, self.config.optim
+        return dataclasses.replace(
+            self.config, run=dataclasses.replace(run, seed=self.seed),
+            train=dataclasses.replace(train, total_steps=20, amp=False, clip_grad_norm=0.0),
+            optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)))
 
     def with_seed(self, seed: int) -> "Case":
         return dataclasses.replace(self, seed=seed)

@@ -9,7 +9,6 @@ import io
 import pathlib
 import pickle
 import re
-import sys
 
 import numpy as np
 import paddle
@@ -18,7 +17,7 @@ import torch
 import fixmatch.models
 import parity.models
 from fixmatch import checkpoint
-from fixmatch.cli import Parser
+from fixmatch.cli import Parser, _guarded
 from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, to_dict
 from fixmatch.data import NUM_CLASSES
 from fixmatch.data.cifar import statistics
@@ -28,8 +27,21 @@ from parity.weights import paddle_to_torch, torch_to_paddle
 
 TOLERANCE = 1e-9  # relative, of logits in float64
 
+# The names in the archives, in label order; evaluation compares them with those of the data.
+_CLASSES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "cifar100": "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly "
+                "camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup "
+                "dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower "
+                "leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange "
+                "orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit "
+                "raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel "
+                "streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip "
+                "turtle wardrobe whale willow_tree wolf woman worm",
+}
 
-class ConvertError(ValueError):
+
+class ConvertError(checkpoint.CheckpointError):
     """A file that cannot be converted; the message is one line."""
 
 
@@ -43,18 +55,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), help="what the reference was trained on "
                         "(default: cifar10 or cifar100, by its number of classes)")
     args = parser.parse_args(argv)
-    try:
-        if args.source.is_dir():
-            said = to_reference(args.source, args.target, args.which)
-        else:
-            said = from_reference(args.source, args.target, args.dataset)
-    except (ConvertError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(said)
+    return _guarded(lambda: _convert(args))
+
+
+def _convert(args) -> int:
+    if args.source.is_dir():
+        print(to_reference(args.source, args.target, args.which))
+    else:
+        print(from_reference(args.source, args.target, args.dataset))
     return 0
 
 
@@ -76,8 +84,8 @@ def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | No
     config = Config(run=RunConfig(name=source.stem), data=DataConfig(name=name), model=model)
     checkpoint.save(target, arrays, {
         "step": 0, "seconds": 0.0, "train_seconds": 0.0, "history": {"raw": [], "ema": []}, "scaler": {},
-        "config": to_dict(config), "dataset": name, "classes": [str(i) for i in range(num_classes)], "mean": mean,
-        "std": std, "converted_from": source.name, "epoch": _number(content.get("epoch"))})
+        "config": to_dict(config), "dataset": name, "classes": _CLASSES[name].split(), "mean": mean, "std": std,
+        "converted_from": source.name, "epoch": _number(content.get("epoch"))})
     return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
 
 
@@ -85,11 +93,14 @@ def to_reference(source: pathlib.Path, target: pathlib.Path, which: str = "lates
     """Writes a .pth.tar with the reference's keys from a run or checkpoint folder. Raises CheckpointError."""
     saved = checkpoint.load(checkpoint.find(source, which))
     parts = {"state_dict": "model", "ema_state_dict": "ema"}
-    states = {key: paddle_to_torch(saved.part(part)) for key, part in parts.items()}
+    try:
+        states = {key: paddle_to_torch(saved.part(part)) for key, part in parts.items()}
+    except ValueError as error:
+        raise ConvertError(f"{source}: {error}") from None
     model, num_classes = infer_model(states["state_dict"], source)
     worst = max(verify(model, num_classes, state, torch_to_paddle(state), source) for state in states.values())
     blob = io.BytesIO()
-    torch.save({"epoch": saved.meta["step"] // 1024,
+    torch.save({"epoch": saved.fact("step") // 1024,
                 **{key: {n: torch.from_numpy(a) for n, a in state.items()} for key, state in states.items()}}, blob)
     write_atomic(target, blob.getvalue())
     return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
@@ -153,12 +164,13 @@ def _torch_load(path: pathlib.Path) -> dict:
 
 
 def _arrays(state, where: str) -> dict[str, np.ndarray]:
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+            isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
         raise ConvertError(f"{where}: not a dict of tensors")
-    arrays = {name.removeprefix("module."): t.numpy() for name, t in state.items()}
     try:
+        arrays = {name.removeprefix("module."): t.detach().numpy() for name, t in state.items()}
         torch_to_paddle(arrays)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # such as bfloat16, which NumPy does not have
         raise ConvertError(f"{where}: {error}") from None
     return arrays
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fixmatch.config import Config, ModelConfig
+from fixmatch.data import DataError
 from fixmatch.files import write_atomic
 from parity.case import Case
 from parity.compare import Trace
@@ -31,7 +32,7 @@ CASES = {
 }
 
 
-class GoldenError(ValueError):
+class GoldenError(DataError):
     """A golden that is missing or cannot be read."""
 
 

@@ -17,7 +17,6 @@ import paddle.nn.functional as F
 
 from fixmatch import ema, losses, optimizer, schedule, trainer
 from fixmatch.data import cifar, randaugment, split, views
-from fixmatch.files import write_atomic
 from fixmatch.models import layers, resnext, wideresnet
 from parity import stages
 from parity.case import Case
@@ -870,7 +869,7 @@ def score(case: Case) -> Iterator[Outcome]:
 
 def print_score(json_file: pathlib.Path | None, false_alarm_seeds: int = 20) -> int:
     """All plants on a WRN-10-2, then the unplanted code over seeds on both networks. Returns an exit code."""
-    from parity.cli import small_case
+    from parity.cli import small_case, write
 
     started = time.perf_counter()
     outcomes = []
@@ -894,7 +893,7 @@ def print_score(json_file: pathlib.Path | None, false_alarm_seeds: int = 20) -> 
     for alarm in alarms:
         print(f"false alarm: {alarm}")
     if json_file:
-        write_atomic(json_file, json.dumps({
+        write(json_file, json.dumps({
             "plants": total, "caught": caught, "localised": localised, "false_alarms": alarms,
             "outcomes": [{"plant": o.plant.name, "expected": o.plant.stage, "caught_in": o.caught_in,
                           "tensor": o.tensor, "size": o.size, "hint": o.hint} for o in outcomes]}, indent=1) + "\n")

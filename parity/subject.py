@@ -49,6 +49,11 @@ def _build(case: Case) -> trainer.TrainState:
     return state
 
 
+def _momentum(state: trainer.TrainState, case: Case) -> dict[str, np.ndarray]:
+    """The momentum buffers; without momentum Torch keeps none, and Paddle a copy of the gradients."""
+    return _named(state.optimizer.state().items()) if case.config.optim.momentum > 0 else {}
+
+
 @contextlib.contextmanager
 def _activations(model) -> Iterator[dict[str, np.ndarray]]:
     """Outputs of all named layers in the order in which they finish, [N, C, H, W] whatever their layout in memory."""
@@ -145,7 +150,7 @@ def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trac
                 "activations": seen,
                 "losses": _losses(found),
                 "gradients": dict(gradients),
-                "momentum": _named(state.optimizer.state().items()),
+                "momentum": _momentum(state, case),
                 "weights": _named(state.model.named_parameters()),
                 "buffers": _named(state.model.named_buffers()),
                 "ema": _named(state.ema.average.state_dict().items()),
@@ -167,7 +172,7 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
             surrogate = sum((p * paddle.to_tensor(gradients[n], dtype=p.dtype)).sum() for n, p in parameters.items()
                             if n not in IDLE)
             trainer.update(state, surrogate)
-            yield f"round {i} momentum", _named(state.optimizer.state().items())
+            yield f"round {i} momentum", _momentum(state, case)
             yield f"round {i} weights", _named(parameters.items())
 
 

@@ -215,3 +215,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         files.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_write_makes_the_folders_it_needs(tmp_path):
+    files.write_atomic(tmp_path / "out/of/a.json", "new")
+    assert (tmp_path / "out/of/a.json").read_text() == "new"
+    with pytest.raises(OSError, match=r"a\.json"):
+        files.write_atomic(tmp_path / "out/of/a.json/b.json", "new")

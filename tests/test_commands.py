@@ -22,6 +22,7 @@ from fixmatch import checkpoint, cli
 from fixmatch.config import load_config
 from fixmatch.data.digits import load_digits
 from fixmatch.data.split import load_split
+from fixmatch.trainer import StopSignal
 
 STEPS = 100
 
@@ -213,6 +214,39 @@ def test_resume_after_the_end_changes_nothing(whole, place, run_tool, tmp_path):
     assert lines_of(run / "metrics.jsonl") == lines_of(whole[0] / "metrics.jsonl")
 
 
+def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_tool, tmp_path):
+    run = shutil.copytree(interrupted[0], tmp_path / "run")
+    step = checkpoint.load(run / "checkpoints/latest").meta["step"]
+    arguments = *digits(f"run.dir={run}", f"train.total_steps={step}", "train.eval_every=40"), "--resume"
+    for _ in range(2):  # once is enough
+        ran = run_tool("train", *arguments, cwd=place)
+        assert (ran.code, ran.stderr) == (0, "")
+        result, lines = json.loads((run / "result.json").read_text()), lines_of(run / "metrics.jsonl")
+        evaluations = [line for line in lines if line["kind"] == "eval"]
+        assert [line["step"] for line in evaluations] == [step]
+        assert result["top1"]["ema"]["last"] == evaluations[0]["ema"]["top1"]
+        assert checkpoint.load(run / "checkpoints/best").meta["step"] == step
+
+
+def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, place, run_tool, tmp_path, capsys):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    arguments = *digits(f"run.dir={run}", f"train.total_steps={STEPS + 1}"), "--resume"
+    assert f"train.total_steps: was {STEPS}, now {STEPS + 1};" in run_tool("train", *arguments, cwd=place).stdout
+    manifest = run / "checkpoints/latest/checkpoint.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
+    assert cli.train_main([*map(str, arguments)]) == 2
+    assert "by 4 processes, now there are 1" in capsys.readouterr().err
+
+
+def test_launchers_may_repeat_their_signal():
+    stop = StopSignal()
+    for _ in range(3):
+        stop(signal.SIGTERM, None)
+    assert stop.requested
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
 # --- the run folder
 
 
@@ -247,6 +281,18 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
         assert cli.train_main([*map(str, digits(f"run.dir={target}"))]) == 2
         assert str(target) in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["thesis.tex"]
+    (tmp_path / "config.yaml").write_text("of: something else")
+    assert cli.train_main([*map(str, digits(f"run.dir={tmp_path}"))]) == 2
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "thesis.tex"]
+
+
+def test_a_run_in_the_working_directory_is_moved_aside(tmp_path, run_tool):
+    (tmp_path / "run").mkdir()
+    for _ in range(2):
+        ran = run_tool("train", *digits("run.dir=.", "train.total_steps=1"), cwd=tmp_path / "run")
+        assert (ran.code, ran.stderr) == (0, "")
+    assert sorted(os.listdir(tmp_path)) == ["run", "run.1"]
+    assert all((tmp_path / name / "result.json").exists() for name in ("run", "run.1"))
 
 
 # --- what cannot be done
@@ -381,6 +427,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, run_tool, tmp_path):
 
 
 # --- other data, other processes
+
+
+@pytest.mark.parametrize(("override", "flip"), [("augment.flip=null", False), ("augment.flip=true", True)])
+def test_mirroring_is_the_data_sets_own_or_the_users(override, flip):
+    assert cli._load_source(load_config(ROOT / "configs/digits.yaml", [override]), rank=0).flip is flip
 
 
 def test_a_run_on_cifar_files(tmp_path, run_tool):

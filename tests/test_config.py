@@ -151,6 +151,10 @@ def test_a_base_that_is_missing_cyclic_or_no_name(write):
     ("run.name=a=b", "run", "name", "a=b"),
     ("run.dir='a b'", "run", "dir", "a b"),
     (" ssl.mode = none", "ssl", "mode", "none"),
+    ("runtime.cpu_kernels=on", "runtime", "cpu_kernels", "on"),
+    ("runtime.cpu_kernels=off", "runtime", "cpu_kernels", "off"),
+    ("augment.flip=false", "augment", "flip", False),
+    ("augment.flip=null", "augment", "flip", None),
 ])
 def test_an_override_is_read_as_yaml(write, override, section, name, value):
     found = getattr(getattr(load_config(write("data: {split_seed: 9}"), [override]), section), name)
@@ -165,6 +169,7 @@ def test_later_overrides_win(write):
 @pytest.mark.parametrize("override", [
     "train.mu", "=5", "train=5", "train.mu=", "train.mu=[", "train.mu=__import__('os')", "train.mu.x=5",
     "train.mu=7\n8", "run.seed=2026-13-45", "train.mu=" + "[" * 5000,
+    "optim.lr=!!map [1]", "optim.lr=!!int ''", "optim.lr=!!bool x", "optim.lr=!!timestamp x",
 ], ids=lambda text: text[:24])
 def test_an_override_that_cannot_be_used_is_one_line(write, override):
     assert "-o" in error_of(write(""), override)
@@ -184,8 +189,10 @@ def _values(kind, metadata):
         return st.sampled_from(metadata["choices"])
     if kind is bool:
         return st.booleans()
-    if kind is str:
-        return st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+    if kind == bool | None:
+        return st.none() | st.booleans()
+    if kind is str:  # without ~, which would be expanded in a path
+        return st.text(st.characters(codec="utf-8", exclude_characters="\0~"), max_size=20)
     if kind is float:
         return st.floats(low if low is not None else above, high if high is not None else 1e6,
                          exclude_min=above is not None, allow_nan=False)
@@ -215,8 +222,18 @@ def test_a_config_survives_dict_and_yaml(config):
     assert from_dict(yaml.safe_load(to_yaml(config)), "here") == config
 
 
+def test_a_home_folder_is_meant_wherever_a_path_is_said(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    loaded = load_config(write("run: {dir: ~/runs/a}\ndata: {root: '~'}"))
+    given = from_dict({"run": {"dir": "~/runs/a"}}, "here", ["data.root=~/data"])
+    assert (loaded.run.dir, loaded.data.root) == ("/home/me/runs/a", "/home/me")
+    assert (given.run.dir, given.data.root) == ("/home/me/runs/a", "/home/me/data")
+
+
 def test_the_printed_config_loads_to_the_same(write):
-    config = load_config(write("run: {name: '1e5'}\noptim: {lr: 1e-3}\ndata: {split_seed: null}"))
+    config = load_config(write("run: {name: '1e5'}\noptim: {lr: 1e-3}\ndata: {split_seed: null}\n"
+                               "runtime: {cpu_kernels: off}"))
+    assert config.runtime.cpu_kernels == "off"
     assert load_config(write(to_yaml(config), "again.yaml")) == config
 
 

@@ -5,12 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import cifar_archive
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from fixmatch import checkpoint  # noqa: E402
+from fixmatch.cli import eval_main  # noqa: E402
+from fixmatch.data import NUM_CLASSES  # noqa: E402
 from parity import convert  # noqa: E402
 from parity.models import build_model  # noqa: E402
 
@@ -46,6 +49,21 @@ def test_a_bare_state_dict(tmp_path):
     assert checkpoint.load(tmp_path / "ours").meta["dataset"] == "cifar100"
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_what_was_converted_can_be_evaluated(name, tmp_path, capsys):
+    torch.save(build_model("wideresnet", NUM_CLASSES[name], depth=10, width=1).state_dict(), tmp_path / "bare.pth")
+    assert convert.main([str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
+    files = cifar_archive.contents(name)
+    meta, key = ("batches.meta", b"label_names") if name == "cifar10" else ("meta", b"fine_label_names")
+    files[meta][key] = [word.encode() for word in convert._CLASSES[name].split()]
+    cifar_archive.write_folder(tmp_path / "data", files, name)
+    capsys.readouterr()
+    code = eval_main([str(tmp_path / "ours"), "-o", f"data.root={tmp_path / 'data'}"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "raw" in out
+
+
 class Hostile:
     def __reduce__(self):
         return os.system, ("touch hostile_was_here",)
@@ -53,6 +71,7 @@ class Hostile:
 
 @pytest.mark.parametrize("content", [
     {"state_dict": Hostile()}, {"state_dict": {"a.weight": torch.zeros(2)}}, [1, 2], {"state_dict": 3},
+    {"state_dict": {"bn1.weight": torch.zeros(2, dtype=torch.bfloat16)}}, {"state_dict": {1: torch.zeros(2)}},
     {"state_dict": {**build_model("wideresnet", 10, depth=10, width=1).state_dict(), "extra.weight": torch.zeros(3)}},
     {"state_dict": {n: t for n, t in build_model("wideresnet", 10, depth=10, width=1).state_dict().items()
                     if n != "bn1.running_var"}},
@@ -65,11 +84,27 @@ def test_what_is_no_reference_checkpoint_is_refused(content, tmp_path, monkeypat
     assert sorted(os.listdir()) == ["bad.pth"]
 
 
+def test_a_checkpoint_with_a_foreign_name_is_refused(tmp_path, capsys):
+    checkpoint.save(tmp_path / "ours", {"model/fc.wieght": np.zeros((2, 2)), "ema/fc.weight": np.zeros((2, 2))}, {})
+    assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 2
+    assert "fc.wieght" in capsys.readouterr().err
+    assert not (tmp_path / "back.pth.tar").exists()
+
+
 def test_garbage_and_absence_are_one_line(tmp_path, capsys):
     (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
     for name in ("garbage.pth", "absent.pth"):
         assert convert.main([str(tmp_path / name), str(tmp_path / "ours")]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+WITHOUT_TORCH = """
+import importlib.util, runpy, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_the_command(tmp_path):
@@ -78,3 +113,8 @@ def test_the_command(tmp_path):
     command = [sys.executable, tool, tmp_path / "a.pth.tar", tmp_path / "ours"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (tmp_path / "hide.py").write_text(WITHOUT_TORCH)
+    done = subprocess.run([sys.executable, tmp_path / "hide.py", *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "needs Torch" in done.stderr

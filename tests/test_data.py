@@ -19,7 +19,7 @@ from fixmatch.data import download as download_module
 from fixmatch.data.cifar import load_cifar
 from fixmatch.data.digits import load_digits
 from fixmatch.data.download import download
-from fixmatch.data.split import draw_split, load_split, save_split
+from fixmatch.data.split import choose_split, draw_split, load_split, save_split
 
 
 def error_of(call, *arguments) -> str:
@@ -433,6 +433,31 @@ def test_a_split_that_cannot_be(num_labeled, said):
     message = error_of(draw_split, LABELS, 10, num_labeled, 0)
     assert message.startswith(f"data.num_labeled: {num_labeled} ")
     assert said in message
+
+
+def test_a_split_with_a_count_for_each_class():
+    counts = (1, 2, 3, 4, 5, 6, 7, 8, 9, 30)
+    split = draw_split(LABELS, 10, counts, seed=1)
+    assert np.bincount(LABELS[split.labeled]).tolist() == list(counts)
+    assert "10 classes" in error_of(draw_split, LABELS, 10, (4, 4), 0)
+    for wrong in ((0, *counts[1:]), (*counts[:9], 31)):
+        assert error_of(draw_split, LABELS, 10, wrong, 0).startswith("data.labels_per_class: ")
+
+
+def test_images_of_unknown_class_are_unlabeled_only():
+    labels = np.where(np.arange(300) % 2, LABELS, -1)
+    split = draw_split(labels, 10, 0, seed=1)  # every label there is
+    assert np.array_equal(split.labeled, np.flatnonzero(labels >= 0))
+    assert len(split.unlabeled) == 300
+    assert (labels[draw_split(labels, 10, 20, seed=1).labeled] >= 0).all()
+    labels[labels == 7] = -1
+    assert "class 7" in error_of(draw_split, labels, 10, 0, 1)
+
+
+def test_a_split_file_with_unknown_labels_is_refused(tmp_path):
+    labels = np.where(np.arange(300) % 2, LABELS, -1)
+    save_split(choose_split(np.arange(4), 300), tmp_path / "split.json", "folder", labels)
+    assert "class is not known" in error_of(load_split, tmp_path / "split.json", "folder", labels, 4)
 
 
 def test_a_split_that_leaves_nothing_unlabeled():

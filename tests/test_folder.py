@@ -490,6 +490,14 @@ def test_images_are_sorted_by_the_parts_of_their_paths(tmp_path_factory, paths):
     assert found == sorted(kept, key=lambda path: path.split("/"))
 
 
+def test_no_memory_says_nothing_about_the_image(monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+    monkeypatch.setattr(decode, "_decode", fail)
+    with pytest.raises(MemoryError):
+        decode._decode_some(["a.png"], 8, 8, range(1))
+
+
 # --- CSV
 
 TRAIN = "path,label\na.png,cat\nb.png,dog\nu.png,\n"
@@ -524,6 +532,7 @@ def test_csv_files(tmp_path):
     ('path,label\n"sub/c,d.png","cat"\nb.png,dog\n', [20, 50], [1, 0]),
     ("path,label\nsub/../a.png,cat\nb.png,dog\n", [20, 10], [1, 0]),
     ("path,label\na.png,cat\na.png,\nb.png,dog\nb.png,dog\n", [10, 20, 20, 10], [0, 1, 1, -1]),
+    ("path,label\na.png,cat\nb.png,dog\nt.png,\n", [10, 20, 40], [0, 1, -1]),  # a test image, but without its label
 ])
 def test_what_a_csv_file_may_look_like(tmp_path, train, values, labels):
     source = read_csv(make_csv(tmp_path, train))
@@ -565,6 +574,8 @@ def test_a_csv_file_given_by_name_and_paths_that_lead_out_of_its_folder(tmp_path
     (TRAIN, "path,label\nt.png,dog\nt.png, \n", "test.csv: line 3: the label is empty"),
     (TRAIN, "path,label\n\nx.png,dog\n", "test.csv: line 3: x.png: No such file"),
     (TRAIN, "path,label\n", "test.csv: no test image"),
+    (TRAIN, "path,label\nt.png,dog\na.png,cat\n",
+     "test.csv: line 3: a.png is a labeled training image, too, in line 2 of train.csv"),
 ])
 def test_a_csv_file_that_cannot_be_used(tmp_path, train, test, said):
     assert said in error_of(read_csv, make_csv(tmp_path, train, test))

@@ -46,14 +46,21 @@ def run(function, inputs, y_grad, dtype="float32", contiguous=True):
 
 def check(kernel, stock, inputs, y_grad, contiguous=True, tolerance=1e-6):
     """Both in float32 against stock in float64: the kernel is within the tolerance, or at least as close as stock is,
-    times three."""
+    times three.
+
+    The second and third gradients are sums over positions, of terms of size 1: where all channels' sums cancel by
+    chance, the error is judged by the size that such a sum usually has. They may be off by three times as much, since
+    the order of summation goes by the number of threads.
+    """
     inputs, y_grad = [a.astype("float32") for a in inputs], y_grad.astype("float32")
     exact = run(stock, inputs, y_grad, "float64")
     ours, theirs = run(kernel, inputs, y_grad, contiguous=contiguous), run(stock, inputs, y_grad)
     for name, want, got, stock_got in zip(("y", "x", "second", "third"), exact, ours, theirs, strict=False):
-        scale = max(np.abs(want).max(), 1e-30)
+        is_sum = name in ("second", "third")
+        scale = max(np.abs(want).max(), np.sqrt(y_grad.size / want.size) if is_sum else 1e-30)
         error, stock_error = np.abs(got - want).max() / scale, np.abs(stock_got - want).max() / scale
-        assert error <= max(tolerance, 3 * stock_error), f"{name}: {error:.1e}, stock {stock_error:.1e}"
+        allowed = max(3 * tolerance if is_sum else tolerance, 3 * stock_error)
+        assert error <= allowed, f"{name}: {error:.1e}, stock {stock_error:.1e}"
 
 
 def stock_conv2d(x, weight, stride, padding, groups=1):

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from parity import cli, goldens, plants, stages
 from parity.compare import compare, compare_tensor
@@ -122,7 +124,10 @@ def test_plant_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--stage", "bogus"], ["--plant", "bogus"], ["-c", "no/such.yaml"],
-                                       ["--steps", "0"], ["--seeds", "-1"], ["-o", "model.depht=3"]])
+                                       ["--steps", "0"], ["--seeds", "-1"], ["--seeds", str(2**63)],
+                                       ["-o", "model.depht=3"], ["--mutation-score", "--plant", "max-pool"],
+                                       ["--mutation-score", "--html", "x"], ["--write-goldens", "-c", "x.yaml"],
+                                       ["--self-check", "--stage", "train"]])
 def test_wrong_usage_exits_2_with_one_line(arguments, capsys):
     try:
         code = cli.main(arguments)
@@ -130,6 +135,55 @@ def test_wrong_usage_exits_2_with_one_line(arguments, capsys):
         code = stop.code
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_networks_of_another_structure_end_in_a_verdict(tmp_path):
+    code, found = run("--stage", "all", "--plant", "residual-missing", tmp_path=tmp_path)
+    assert code == 1
+    assert found["verdict"].startswith("PARITY FAIL eval activations/block1.layer.0.convShortcut missing")
+    assert {s["dtype"] for s in found["stages"]} == {"float64"}  # nothing to round
+
+
+@pytest.mark.parametrize("settings", [["train.clip_grad_norm=0.1", "train.amp=true"], ["optim.weight_decay=0"],
+                                      ["optim.momentum=0", "optim.nesterov=false"], ["run.seed=18446744073709551615"]])
+def test_settings_without_counterpart_in_the_reference_are_no_divergence(settings, tmp_path):
+    assert run("--self-check", "-o", *settings, tmp_path=tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize("settings", [
+    ["augment.strong=ctaugment"], ["data.split_seed=5", "data.labels_per_class=[1,2,3,1,1,1,1,1,1,1]"]])
+def test_real_images_are_those_of_the_configuration(settings, tmp_path):
+    code, found = run("--stage", "train", "--steps", "2", "--real-images", "-o", *settings, tmp_path=tmp_path)
+    assert code == 0
+    assert "real images" in found["subject"]
+
+
+def test_real_images_bring_their_number_of_classes(tmp_path):
+    for split in ("labeled", "test"):
+        for name in ("left", "middle", "right"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (8, 8), (40 * i, 80, 120)).save(tmp_path / split / name / f"{i}.png")
+    code, found = run("--stage", "loss", "--real-images", "-o", "data.name=folder", f"data.root={tmp_path}",
+                      "data.num_labeled=3", tmp_path=tmp_path)
+    assert code == 0
+    assert "3 classes" in found["subject"]
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_every_entrance_has_one_order_of_summation():
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", "import os, parity; print(os.environ['OMP_NUM_THREADS'])"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout == "1\n", done.stderr
 
 
 # Bugs put in by hand, not through the plants: what someone could really write.
@@ -163,8 +217,9 @@ def test_without_torch_recorded_results_are_the_reference(monkeypatch, tmp_path,
     code, found = run("--self-check", "--plant", "weight-decay-on-bn", tmp_path=tmp_path)
     assert code == 1
     assert "not decayed" in found["verdict"]
-    assert cli.main(["--stage", "train"]) == 2  # not recorded, so not passed either
-    assert "needs Torch" in capsys.readouterr().err
+    for arguments in (["--stage", "train"], ["--self-check", "--real-images"]):  # not recorded, so not passed either
+        assert cli.main(arguments) == 2
+        assert "needs Torch" in capsys.readouterr().err
 
 
 def test_without_torch_another_shape_names_the_nearest(monkeypatch, tmp_path):
@@ -227,9 +282,11 @@ def test_weights_map_both_ways_and_are_strict():
             paddle_to_torch(bad)
 
 
-def test_reprod_log_reads_what_is_written(tmp_path):
+def test_reprod_log_reads_what_is_written(tmp_path, capsys):
     reprod_log = pytest.importorskip("reprod_log")
-    assert cli.main(["--reprod-log", str(tmp_path), "--seeds", "100", "300"]) == 0
+    arguments = ["--reprod-log", str(tmp_path), "--seeds", "100", "300", "--stage", "loss"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("PARITY PASS ")
     helper = reprod_log.ReprodDiffHelper()
     for stage in ("forward", "metric", "loss", "bp_align", "train_align"):
         ours, theirs = (helper.load_info(str(tmp_path / f"{stage}_{side}.npy")) for side in ("paddle", "torch"))
@@ -239,3 +296,4 @@ def test_reprod_log_reads_what_is_written(tmp_path):
         for name, value in ours.items():
             np.testing.assert_allclose(value, theirs[name], rtol=rtol, atol=1e-4)
         assert (tmp_path / f"{stage}_diff.log").exists()
+    assert cli.main([*arguments, "--plant", "masked-mean"]) == 1

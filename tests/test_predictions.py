@@ -60,11 +60,10 @@ def test_a_logit_that_is_no_number_has_no_confidence():
 
 def test_a_file_that_cannot_be_written(run, tmp_path, capsys):
     (tmp_path / "old.csv").mkdir()
-    for target in (tmp_path / "none/found.csv", tmp_path / "old.csv"):
-        assert cli.eval_main([str(run), "--predictions", str(target)]) == 1
-        error = capsys.readouterr().err
-        assert len(error.splitlines()) == 1
-        assert str(target) in error
+    assert cli.eval_main([str(run), "--predictions", str(tmp_path / "old.csv")]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert str(tmp_path / "old.csv") in error
     assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
 
 

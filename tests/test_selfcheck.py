@@ -45,6 +45,13 @@ def test_it_passes_and_is_remembered_until_a_setting_changes(config):
     assert selfcheck._fingerprint(other) != selfcheck._fingerprint(config)
 
 
+def test_it_is_no_rank_of_a_launched_training(config, monkeypatch):
+    for name, value in {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0", "FLAGS_selected_gpus": "0",
+                        "PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2"}.items():
+        monkeypatch.setenv(name, value)
+    assert check(config)["verdict"].startswith("PARITY PASS ")
+
+
 def test_a_damaged_memory_is_not_believed(config):
     check(config)
     file = next(selfcheck._cache_folder().iterdir())

@@ -35,19 +35,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("data", "step", "self-check", "all"))
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of data (default: 20)")
     parser.add_argument("--arch", choices=tuple(NETWORKS), nargs="+", default=list(NETWORKS), help="of step")
     parser.add_argument("--threads", type=int, nargs="+", help="math threads of step (default: the physical cores)")
     parser.add_argument("--batch-size", type=int, default=8, help="B of step; mu is 7 (default: 8, 120 images)")
     parser.add_argument("--rounds", type=int, default=7, help="of step, one step a rival each (default: 7)")
+    parser.add_argument("--depth", type=int, help="of step's networks (default: the published one)")
+    parser.add_argument("--rivals", choices=RIVALS, nargs="+", default=list(RIVALS), help="of step")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # the name of a rival: this process runs its steps
     args = parser.parse_args(argv)
     if args.worker:
-        return _work(args.worker, args.arch[0], args.batch_size)
+        return _work(args.worker, _config(args.arch[0], args.depth), args.batch_size)
     found = {"machine": _machine()}
     if args.what in ("data", "all"):
-        found["data"] = bench_data()
+        found["data"] = bench_data(args.seconds)
     if args.what in ("step", "all"):
-        found["step"] = bench_step(args.arch, args.threads, args.batch_size, args.rounds)
+        found["step"] = bench_step(args)
     if args.what in ("self-check", "all"):
         found["self_check"] = bench_self_check()
     if args.json:
@@ -71,8 +74,8 @@ def _machine() -> str:
 # The data engine
 
 
-def bench_data(seconds: float = 20.0) -> dict:
-    """Measures for about `seconds`; medians of rounds in which the two take turns.
+def bench_data(seconds: float) -> dict:
+    """Measures for about `seconds`, five rounds at least; medians of rounds in which the two take turns.
 
     Returns:
         pairs_per_second_per_core: weak+strong uint8 pairs, plans drawn anew for each batch, one thread.
@@ -236,14 +239,14 @@ OURS = "ours"
 RIVALS = (OURS, "paddle tuned", "paddle default", "torch", "torch channels_last", "torch compile")
 
 
-def bench_step(archs, threads, batch_size: int, rounds: int) -> dict:
+def bench_step(args) -> dict:
     """Images a second of the FixMatch step (B labeled, mu = 7, loader included) by network, threads and rival.
 
     Returns the figures of the first network and number of threads at the top, all of them under "table".
     """
     from fixmatch.runtime import physical_cores
 
-    table = [_race(arch, n, batch_size, rounds) for arch in archs for n in threads or [physical_cores()]]
+    table = [_race(args, arch, n) for arch in args.arch for n in args.threads or [physical_cores()]]
     first = table[0]["rivals"]
     ours = first[OURS]["images_per_second"]
     return {"images_per_second": ours, "overhead_percent": first[OURS]["overhead_percent"],
@@ -251,39 +254,44 @@ def bench_step(archs, threads, batch_size: int, rounds: int) -> dict:
                for name in RIVALS[1:] if name in first}, "table": table}
 
 
-def _race(arch: str, threads: int, batch_size: int, rounds: int) -> dict:
-    workers = {name: _Worker(name, arch, threads, batch_size) for name in RIVALS}
+def _race(args, arch: str, threads: int) -> dict:
+    names = [OURS, *(name for name in args.rivals if name != OURS)]
+    workers, racing = {}, {}
     try:
-        racing = {name: worker for name, worker in workers.items() if worker.ready()}
+        for name in names:  # one after the other, since their first steps take two cores each
+            workers[name] = _Worker(name, arch, args.depth, threads, args.batch_size)
+            if workers[name].ready():
+                racing[name] = workers[name]
         seconds = {name: [] for name in racing}
-        for _ in range(rounds):
+        for _ in range(args.rounds):
             for name, worker in racing.items():
                 seconds[name].append(worker.step()["seconds"])
         facts = {name: worker.finish() for name, worker in racing.items()}
     finally:
         for worker in workers.values():
             worker.close()
-    images = batch_size * 15
+    images = args.batch_size * 15
     found = {}
     for name, times in seconds.items():
         ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds[OURS], times, strict=True))
         found[name] = {"images_per_second": round(images / statistics.median(times), 1),
                        "ours_over_it": round(ratio, 2), **facts[name]}
-    print(f"\n{arch} {NETWORKS[arch]}, {threads} thread{'s' * (threads > 1)}, {images} images a step, {rounds} rounds")
+    print(f"\n{_config(arch, args.depth).model}\n{threads} thread{'s' * (threads > 1)}, {images} images a step, "
+          f"{args.rounds} rounds")
     print(f"{'':<22}{'images/s':>10}{'ours / it':>12}{'peak memory':>14}{'overhead':>10}")
     for name, row in found.items():
         overhead = f"{row['overhead_percent']:.1f} %" if "overhead_percent" in row else ""
         print(f"{name:<22}{row['images_per_second']:>10}{row['ours_over_it']:>12}{row['peak_mb']:>11} MB{overhead:>10}")
-    for name in RIVALS:
+    for name in names:
         if name not in found:
             print(f"{name:<22}does not run here: {workers[name].said}")
-    return {"arch": arch, "threads": threads, "batch_size": batch_size, "rivals": found}
+    return {"arch": arch, "threads": threads, "batch_size": args.batch_size, "rivals": found}
 
 
 class _Worker:
     """A rival in its own process, which does one step for each line that it is sent."""
 
-    def __init__(self, name: str, arch: str, threads: int, batch_size: int):
+    def __init__(self, name: str, arch: str, depth: int | None, threads: int, batch_size: int):
         unset = ("MKL_DEBUG_CPU_TYPE", "OMP_NUM_THREADS")
         environment = {k: v for k, v in os.environ.items() if k not in unset}
         if name == "paddle default":
@@ -291,10 +299,10 @@ class _Worker:
         else:
             environment |= {"OMP_NUM_THREADS": str(threads)}
         self.said = ""
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-W", "ignore", __file__, "step", "--worker", name, "--arch", arch, "--batch-size",
-             str(batch_size)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True)
+        command = [sys.executable, "-W", "ignore", __file__, "step", "--worker", name, "--arch", arch,
+                   "--batch-size", str(batch_size), *(["--depth", str(depth)] if depth else [])]
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE,  # noqa: S603
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def ready(self) -> bool:
         """Whether it has made its first steps."""
@@ -328,8 +336,8 @@ class _Worker:
         self.process.communicate()
 
 
-def _work(name: str, arch: str, batch_size: int) -> int:
-    step, facts = (_torch_step if name.startswith("torch") else _paddle_step)(name, arch, batch_size)
+def _work(name: str, config, batch_size: int) -> int:
+    step, facts = (_torch_step if name.startswith("torch") else _paddle_step)(name, config, batch_size)
     for _ in range(3):
         step()
     print(json.dumps({"ready": True}), flush=True)
@@ -349,10 +357,10 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _config(arch: str):
+def _config(arch: str, depth: int | None):
     from fixmatch.config import Config, ModelConfig
 
-    return Config(model=ModelConfig(arch, **NETWORKS[arch]))
+    return Config(model=ModelConfig(arch, **NETWORKS[arch] | ({"depth": depth} if depth else {})))
 
 
 def _batches(batch_size: int):
@@ -369,15 +377,13 @@ def _batches(batch_size: int):
     return Loader(data, split, batch_size, 7, 0, flip=True).batches(0, 10**6)
 
 
-def _paddle_step(name: str, arch: str, batch_size: int):
-    if name == "paddle default":
-        os.environ["MKL_DEBUG_CPU_TYPE"] = ""  # fixmatch leaves alone what is set
+def _paddle_step(name: str, config, batch_size: int):
     from fixmatch import trainer
     from fixmatch.models.layers import set_cpu_kernels
     from fixmatch.monitor import Monitor
 
     set_cpu_kernels("on" if name == OURS else "off")
-    config, batches = _config(arch), _batches(batch_size)
+    batches = _batches(batch_size)
     state = trainer.build_state(config, 10, MEAN, STD)
     folder = pathlib.Path(tempfile.mkdtemp())
     monitor = Monitor(folder, 10**6, 0, log_every=50)
@@ -414,13 +420,13 @@ def _timed(function, spent: dict):
     return timed
 
 
-def _torch_step(name: str, arch: str, batch_size: int):
+def _torch_step(name: str, config, batch_size: int):
     import torch
 
     from parity import trainer
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config, batches = _config(arch), _batches(batch_size)
+    batches = _batches(batch_size)
     state = trainer.build_state(config, 10, MEAN, STD)
     if name == "torch channels_last":
         state.model.to(memory_format=torch.channels_last)

@@ -2,10 +2,11 @@
 
 import os
 import pathlib
+import signal
 import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)  # tools/ itself would hide the package `parity`
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before Paddle loads: one order of summation, run after run
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while modules load: nothing to save, nothing to say
 
 from parity.cli import main  # noqa: E402
 

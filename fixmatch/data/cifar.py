@@ -116,7 +116,6 @@ class _ArraysOnly(pickle._Unpickler):
             wanted = f"{module}.{name}"
             raise pickle.UnpicklingError(f"it wants to run {wanted!r}, which no image archive needs") from None
 
-
     def _encode(self, text: str, encoding: str) -> bytes:
         """How Python 3 pickles bytes in protocol 2."""
         self.left_to_encode -= len(text)

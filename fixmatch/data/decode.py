@@ -36,7 +36,7 @@ _ORIENTATION = 0x0112  # the EXIF tag, and how to undo each of its values
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
-_MACHINE_ERRORS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)  # say nothing about the image
+_MACHINE_ERRORS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # say nothing about the image
 
 
 def common_size(paths: Sequence[str], root: pathlib.Path) -> tuple[int, int]:
@@ -122,6 +122,8 @@ def _decode_some(paths: Sequence[str], height: int, width: int, part: range) -> 
     for index in part:
         try:
             images[index - part.start - len(broken)] = _decode(paths[index], height, width)
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged image raises almost anything, by its kind of damage
             if getattr(error, "errno", None) in _MACHINE_ERRORS:
                 raise DataError(f"{shown(paths[index])}: cannot be read: {error.strerror}") from None

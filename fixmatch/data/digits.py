@@ -5,8 +5,7 @@ from sklearn import datasets
 
 from fixmatch.data.dataset import Dataset, Source
 
-TEST_IMAGES = 500
-_ORDER_SEED = 0  # the files are sorted by writer, so test images are drawn, always the same ones
+TEST_IMAGES = 500  # the last ones: the images are ordered by writer, and a test should be on other writers
 
 
 def load_digits() -> Source:
@@ -15,8 +14,7 @@ def load_digits() -> Source:
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
     images = np.repeat(grey[..., None], 3, axis=3)
     labels = bunch.target.astype(np.int64)
-    order = np.random.default_rng(_ORDER_SEED).permutation(len(images))
-    test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
+    train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
     pixels = images[train] / 255.0
     mean, std = (float(pixels.mean()),) * 3, (float(pixels.std()),) * 3
     return Source("digits", tuple("0123456789"), Dataset(images[train], labels[train]),

@@ -23,8 +23,11 @@ _TIMEOUT = 30  # seconds without an answer
 
 
 def md5_of(path: pathlib.Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() if hasattr(hashlib, "file_digest") else _md5_by_chunks(file)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def locate(root: pathlib.Path, name: str, archive: str, folder: str, member: str, host: str, md5: str,
@@ -113,10 +116,3 @@ def _say_tenths(name: str, before: int, done: int, total: int | None) -> None:
     tenth = total / 10 if total else 10e6
     if done // tenth > before // tenth:
         print(f"{name}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), flush=True)
-
-
-def _md5_by_chunks(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.md5(usedforsecurity=False)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -63,7 +63,8 @@ def load_csv(root: str, image_size: int | None, max_broken: int) -> Source:
 
     Raises:
         DataError: as for `load_folder`, naming file and line: a file that is not there, a missing column, a label in
-            test.csv that is empty or that no training image has, a path that is given two labels.
+            test.csv that is empty or that no training image has, a path that is given two labels, or that is both a
+        labeled training image and a test image.
     """
     place = pathlib.Path(root)
     train = place if place.is_file() else place / "train.csv"
@@ -224,7 +225,13 @@ def _scan_csv(train: pathlib.Path) -> _Listing:
     files, label_of = _Files(), {"": -1} | {name: label for label, name in enumerate(classes)}
     for path, label, line in rows:
         files.add(path, label_of[label], _status(train, path, line))
-    for path, label, line in sorted(_rows(test)):
+    tests = sorted(_rows(test))
+    line_of = {path: line for path, _, line in tests}
+    for path, label, line in rows:
+        if label and path in line_of:
+            raise DataError(f"{test}: line {line_of[path]}: {shown(path)} is a labeled training image, too, in line "
+                            f"{line} of {train.name}; an image that was learned by heart measures nothing")
+    for path, label, line in tests:
         if not label or label not in label_of:
             said = f"no image in {train.name} has the label {shown(label)}" if label else "the label is empty"
             raise DataError(f"{test}: line {line}: {said}; a test image needs the label of a class that is trained")

@@ -28,14 +28,14 @@ CACHED_PRIMITIVES = 512  # per thread; a network needs three per distinct convol
 # Values of oneDNN's enumerations and argument indices (dnnl_types.h, the same in every 3.x release).
 CPU, F32, IN_ORDER, OPENMP = 1, 3, 1, 2
 ANY, A, ABCD, ABCDE, ACDB = 1, 2, 5, 6, 22  # format tags; ACDB is NHWC for dimensions named (N, C, H, W)
-FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
+FORWARD_TRAINING, BACKWARD = 64, 128
 CONVOLUTION_DIRECT = 1
-RELU, MISH, RELU_FROM_OUTPUT = 32, 51, 256
+MISH, RELU_FROM_OUTPUT = 51, 256
 BINARY_ADD = 131056
 USE_GLOBAL_STATS, USE_SCALE, USE_SHIFT = 1, 2, 4
 SRC, SRC_1, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT = 1, 2, 17, 33, 49, 50, 51, 52
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
-QUERY_IMPLEMENTATION, QUERY_MEMORY_CONSUMPTION, QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 8, 6, 131, 132
+QUERY_MEMORY_CONSUMPTION, QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 6, 131, 132
 STATUS_NAMES = ("success", "out of memory", "invalid arguments", "unimplemented", "last implementation reached",
                 "runtime error", "not required")
 
@@ -207,21 +207,12 @@ class PrimitiveDesc:
         return cls(function, _engine(), *arguments)
 
     @property
-    def implementation(self):
-        """Name of the kernel oneDNN chose, such as 'jit:avx512_core' or 'ref:any'."""
-        name = ctypes.c_char_p()
-        self._query(QUERY_IMPLEMENTATION, name)
-        return name.value.decode()
-
-    @property
     def scratch_bytes(self):
         """Size of the temporary buffer the operation needs, which grows with the number of threads."""
         size = ctypes.c_int64()
-        self._query(QUERY_MEMORY_CONSUMPTION, size)
+        check(load().dnnl_primitive_desc_query(self.handle, QUERY_MEMORY_CONSUMPTION, 0, ctypes.byref(size)),
+              "describe a kernel")
         return size.value
-
-    def _query(self, what, result):
-        check(load().dnnl_primitive_desc_query(self.handle, what, 0, ctypes.byref(result)), "describe a kernel")
 
 
 class Primitive:
