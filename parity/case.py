@@ -15,6 +15,7 @@ from fixmatch.data.loader import Batch
 # Scale of the classifier's weights: so that the mask at a threshold of 0.95 has both values, and no larger, since a
 # steep loss amplifies rounding from step to step.
 _CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
+_CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: rounding is amplified 40 times
 
 # Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
 IDLE = tuple(f"block{b}.layer.0.bn1.{p}" for b in (2, 3) for p in ("weight", "bias"))
@@ -51,7 +52,10 @@ class Case:
         if len(shape) == 4:
             return normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3]))
         if len(shape) == 2:
-            return normal * (_CONFIDENT_LOGITS[self.config.model.arch] / np.sqrt(shape[1]))
+            confident = _CONFIDENT_LOGITS[self.config.model.arch]
+            if self.loader is not None:
+                confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
+            return normal * (confident / np.sqrt(shape[1]))
         if name.endswith("running_var"):
             return scale + 0.2 * np.abs(normal)
         return 0.1 * normal + (scale if name.endswith("weight") else 0.0)
