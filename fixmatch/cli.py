@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     """Says wrong usage in one line; --help has the rest."""
 
     def error(self, message: str):
-        self.exit(_fail(f"{message} (--help shows the usage)", 2))
+        self.exit(fail(f"{message} (--help shows the usage)", 2))
 
 
 def train_main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def train_main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from run.dir/checkpoints/latest, if there is one")
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     args = parser.parse_args(argv)
-    return _guarded(lambda: _train(args))
+    return guarded(lambda: _train(args))
 
 
 def eval_main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def eval_main(argv: list[str] | None = None) -> int:
     parser.add_argument("--predictions", type=pathlib.Path, metavar="FILE",
                         help="also write the EMA's prediction for every test image to FILE, as CSV")
     args = parser.parse_args(argv)
-    return _guarded(lambda: _evaluate(args))
+    return guarded(lambda: _evaluate(args))
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
                         help="settings to change")
 
 
-def _guarded(command) -> int:
+def guarded(command) -> int:
     from fixmatch.checkpoint import CheckpointError
     from fixmatch.data import DataError
     from fixmatch.monitor import NonFinite
@@ -67,21 +67,21 @@ def _guarded(command) -> int:
     try:
         return command()
     except (ConfigError, DataError, CheckpointError) as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except NonFinite as error:
-        return _fail(error, 4)
+        return fail(error, 4)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return fail("interrupted", 130)
     except MemoryError as error:
-        return _fail(f"not enough memory: {error or 'smaller batches or images need less'}", 1)
+        return fail(f"not enough memory: {error or 'smaller batches or images need less'}", 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         sys.stderr.close()
         return 1
     except OSError as error:
-        return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 1)
+        return fail(f"{error.filename or 'writing'}: {error.strerror or error}", 1)
 
 
-def _fail(what, code: int) -> int:
+def fail(what, code: int) -> int:
     print("error: " + str(what).replace("\n", "\\n"), file=sys.stderr)
     return code
 
@@ -118,10 +118,10 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
     folder = pathlib.Path(config.run.dir)
     if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
         folder = folder.resolve()
-    source = _load_source(config, rank)
+    source = load_data(config, rank)
     latest = folder / "checkpoints" / "latest"
     saved = checkpoint.load(latest) if args.resume and checkpoint.exists(latest) else None
-    split = _choose_split(config, source, folder, saved)
+    split = choose_split(config, source, folder, saved)
     facts = {**provenance(), "seed": config.run.seed, "world_size": world_size, "config": to_dict(config),
              "split_sha256": split.sha256()}
     before = _check_resumable(config, saved, facts) if saved else config
@@ -152,7 +152,7 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
         monitor.say(f"self-check: {verdict['verdict']}{' (remembered)' if verdict.get('cached') else ''}")
         facts["parity"] = verdict["verdict"]
         if verdict["passed"] is False and config.parity.on_failure == "abort":
-            return _fail(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or run "
+            return fail(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or run "
                          f"tools/parity.py -c {args.config}; parity.on_failure=warn trains all the same", 3)
     if saved:
         trainer.restore(saved)
@@ -177,7 +177,7 @@ def _fit(trainer, folder: pathlib.Path, facts: dict) -> int:
         last = (f"{folder}/checkpoints/latest is from step {trainer.saved_step}" if trainer.saved_step
                 else "no checkpoint was saved yet")
         say(f"stopped: {error}; {last}; a lower optim.lr may help")
-        return _fail(f"{error}; {last}; a lower optim.lr may help", 4)
+        return fail(f"{error}; {last}; a lower optim.lr may help", 4)
     if not finished:
         say(f"{folder}: interrupted after step {trainer.step}; checkpoint saved, --resume goes on from it")
         return 130
@@ -188,7 +188,7 @@ def _fit(trainer, folder: pathlib.Path, facts: dict) -> int:
     return 0
 
 
-def _load_source(config: Config, rank: int):
+def load_data(config: Config, rank: int):
     """The data set; the other ranks wait for rank 0, which may have to download it."""
     from fixmatch import distributed
     from fixmatch.data import load_source
@@ -202,7 +202,7 @@ def _load_source(config: Config, rank: int):
     return source if flip is None else dataclasses.replace(source, flip=flip)
 
 
-def _choose_split(config: Config, source, folder: pathlib.Path, saved):
+def choose_split(config: Config, source, folder: pathlib.Path, saved):
     """The split of the run that is resumed, or the given one, or a new one. Raises DataError or ConfigError."""
     from fixmatch.data.split import choose_split, draw_split, load_split
 
@@ -252,7 +252,8 @@ def _evaluate(args) -> int:
         figures = {"checkpoint": str(folder), "step": saved.fact("step"), **{k: e.to_dict() for k, e in found.items()}}
         write_atomic(args.json, json.dumps(figures, indent=1) + "\n")
     if args.predictions:
-        write_atomic(args.predictions, predictions_csv(logits["ema"], source.test.labels, source.classes))
+        images = source.test_paths or range(len(source.test))
+        write_atomic(args.predictions, predictions_csv(images, logits["ema"], source.test.labels, source.classes))
     return 0
 
 

@@ -71,10 +71,11 @@ def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluat
         confusion=confusion.tolist())
 
 
-def predictions_csv(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
-    """A line for each image: its index, its class, the class predicted, and the softmax probability of that one.
+def predictions_csv(images: Sequence, logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """A line for each image: which it is, its class, the class predicted, and the softmax probability of that one.
 
     Args:
+        images: N paths or indices.
         logits: float [N, K].
         labels: int64 [N].
         classes: K names.
@@ -85,8 +86,8 @@ def predictions_csv(logits: np.ndarray, labels: np.ndarray, classes: Sequence[st
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "label", "predicted", "confidence"))
-    for image, (label, best) in enumerate(zip(labels, predicted, strict=True)):
-        writer.writerow((image, classes[label], classes[best], f"{confidence[image]:.6f}"))
+    for image, label, best, share in zip(images, labels, predicted, confidence, strict=True):
+        writer.writerow((image, classes[label], classes[best], f"{share:.6f}"))
     return text.getvalue()
 
 

@@ -34,6 +34,7 @@ class Case:
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, float, float] = (0.2471, 0.2435, 0.2616)
     float32_weights: bool = False  # round them, so that float32 runs start where the float64 one does
+    total_steps: int = 20  # of the schedule: so few that the learning rate moves visibly in three
     loader: object = None  # a fixmatch.data.loader.Loader to take batches of real images from instead
 
     def weights(self, shapes: dict[str, tuple], scale: float = 1.0, salt: str = "") -> dict[str, np.ndarray]:
@@ -73,14 +74,14 @@ class Case:
         return Batch(x, targets[:len(x)], u_w, u_s, targets[len(x):])
 
     def short_config(self) -> Config:
-        """The configuration with a run so short that its learning rate moves visibly in three steps.
+        """The configuration with a run of `total_steps`.
 
         Without mixed precision and clipping, which the reference does not have, and seeded by the case.
         """
         run, train, optim = self.config.run, self.config.train, self.config.optim
         return dataclasses.replace(
             self.config, run=dataclasses.replace(run, seed=self.seed),
-            train=dataclasses.replace(train, total_steps=20, amp=False, clip_grad_norm=0.0),
+            train=dataclasses.replace(train, total_steps=self.total_steps, amp=False, clip_grad_norm=0.0),
             optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)))
 
     def with_seed(self, seed: int) -> "Case":

@@ -10,7 +10,7 @@ import time
 
 import paddle
 
-from fixmatch.cli import Parser, _fail
+from fixmatch.cli import Parser, fail
 from fixmatch.config import Config, ConfigError, ModelConfig, load_config
 from fixmatch.data import NUM_CLASSES, DataError
 from parity import goldens, stages
@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
         _check_usage(args, parser)
         return _run(args)
     except (ConfigError, DataError, UsageError) as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return fail("interrupted", 130)
     except OSError as error:
-        return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
+        return fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
 
 
 class UsageError(ValueError):
@@ -136,7 +136,8 @@ def _case(args) -> Case:
             config = dataclasses.replace(config, model=_SMALL[arch])
     elif arch != config.model.arch:
         config = dataclasses.replace(config, model=_PUBLISHED[arch])
-    case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0])
+    case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0],
+                total_steps=max(args.steps, Case.total_steps))
     return _with_real_images(case, args.steps) if args.real_images else case
 
 
@@ -153,11 +154,11 @@ def _without_file(overrides: list[str]) -> Config:
 
 def _with_real_images(case: Case, steps: int) -> Case:
     """Batches of the trainer's own loader: its split, augmentation and normalization, but the case's B and mu."""
-    from fixmatch.cli import _choose_split, _load_source
+    from fixmatch.cli import choose_split, load_data
     from fixmatch.data.loader import Loader
 
-    source = _load_source(case.config, rank=0)
-    split = _choose_split(case.config, source, pathlib.Path(case.config.run.dir), saved=None)
+    source = load_data(case.config, rank=0)
+    split = choose_split(case.config, source, pathlib.Path(case.config.run.dir), saved=None)
     # so far ahead CTAugment draws from its first rates, since nobody tells it of probes here
     loader = Loader(source.train, split, case.batch_size, case.mu, case.seed, source.flip,
                     strong=case.config.augment.strong, ahead=steps)

@@ -17,7 +17,7 @@ import torch
 import fixmatch.models
 import parity.models
 from fixmatch import checkpoint
-from fixmatch.cli import Parser, _guarded
+from fixmatch.cli import Parser, guarded
 from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, to_dict
 from fixmatch.data import NUM_CLASSES
 from fixmatch.data.cifar import statistics
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), help="what the reference was trained on "
                         "(default: cifar10 or cifar100, by its number of classes)")
     args = parser.parse_args(argv)
-    return _guarded(lambda: _convert(args))
+    return guarded(lambda: _convert(args))
 
 
 def _convert(args) -> int:

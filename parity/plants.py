@@ -795,8 +795,8 @@ def _(patch):
 
 def _effect(patch: Patch, wanted: str, change: Callable[[int], int]) -> None:
     """An operation with its magnitude changed."""
-    right = randaugment._effect
-    patch(randaugment, "_effect", lambda name, magnitude, *rest: right(
+    right = randaugment.reference_effect
+    patch(randaugment, "reference_effect", lambda name, magnitude, *rest: right(
         name, change(magnitude) if name.startswith(wanted) else magnitude, *rest))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from parity import augment, subject
 from parity.case import Case
-from parity.compare import GATE, Row, Trace, compare, compare_tensor
+from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
 
 STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
@@ -102,12 +102,11 @@ def stages(steps: int = 3) -> dict[str, Stage]:
 SELF_CHECK = ("forward", "loss", "backward", "optimizer", "ema")
 
 
-def run_stage(stage: Stage, case: Case, reference: Trace | None = None, gate: float = GATE,
-              keep_going: bool = True) -> StageResult:
+def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:
     """Runs one stage. `reference` replaces the trace of the Torch side; without `keep_going` it ends where it fails."""
     started = time.perf_counter()
     result = StageResult(stage.name, "float64", stage.mode)
-    pairs = compare(stage.ours(case), stage.reference(case) if reference is None else reference, gate)
+    pairs = compare(stage.ours(case), stage.reference(case) if reference is None else reference)
     for row in _judged(pairs):
         result.rows.append(row)
         if not row.passed and result.first_divergence is None:

@@ -61,7 +61,7 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 
     def note(name):
         def hook(layer, inputs, output):
-            channels_last = output.ndim == 4 and layers._on_kernels(output)
+            channels_last = output.ndim == 4 and layers.on_kernels(output)
             seen[name] = _array(output.transpose([0, 3, 1, 2]) if channels_last else output)
         return hook
 

@@ -431,7 +431,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, run_tool, tmp_path):
 
 @pytest.mark.parametrize(("override", "flip"), [("augment.flip=null", False), ("augment.flip=true", True)])
 def test_mirroring_is_the_data_sets_own_or_the_users(override, flip):
-    assert cli._load_source(load_config(ROOT / "configs/digits.yaml", [override]), rank=0).flip is flip
+    assert cli.load_data(load_config(ROOT / "configs/digits.yaml", [override]), rank=0).flip is flip
 
 
 def test_a_run_on_cifar_files(tmp_path, run_tool):

@@ -88,6 +88,7 @@ def test_a_folder(root):
     assert source.train.labels.tolist() == [0, 0, 1, -1]
     assert levels(source.test) == [40, 50]
     assert source.test.labels.tolist() == [0, 1]
+    assert source.test_paths == ("test/cat/a.png", "test/dog/a.png")
     for data in (source.train, source.test):
         assert data.images.dtype == np.uint8
         assert data.labels.dtype == np.int64
@@ -96,6 +97,15 @@ def test_a_folder(root):
         assert isinstance(data.images, np.memmap)
     assert source.mean == pytest.approx([17.75 / 255] * 3)
     assert source.std == pytest.approx([np.std([10, 11, 20, 30]) / 255] * 3)
+
+
+def test_paths_of_the_test_images_that_can_be_read(root):
+    (root / "labeled/cat/a.png").write_bytes(b"")
+    (root / "test/cat/0.png").write_bytes(b"")
+    save(root / "test/cat/b\n.png", solid(45))
+    source = read(root, max_broken=2)
+    assert source.test_paths == ("test/cat/a.png", r"'test/cat/b\n.png'", "test/dog/a.png")
+    assert levels(source.test) == [40, 45, 50]
 
 
 def test_views_are_made_of_mapped_images(root):

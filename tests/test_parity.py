@@ -252,6 +252,14 @@ def test_compare_tensor_fails_closed():
     assert row.relative == pytest.approx(1.5e-11, rel=1e-3)
 
 
+def test_the_gate_is_wider_after_three_free_running_steps():
+    one, near = np.ones(2), np.array([1, 1 + 5e-11])
+    sections = ["round 5 ema", "step 2 losses", "step 3 losses", "step 10 ema"]
+    rows = compare(((s, {"a": near}) for s in sections), ((s, {"a": one}) for s in sections))
+    assert [row.passed for row in rows] == [False, False, True, True]
+    assert not next(compare([("step 3 losses", {"a": near + 1e-10})], [("step 3 losses", {"a": one})])).passed
+
+
 def test_compare_fails_on_a_section_that_one_side_lacks():
     one, two = [("a", {"x": np.ones(1)})], [("a", {"x": np.ones(1)}), ("b", {"x": np.ones(1)})]
     assert not all(row.passed for row in compare(one, two))

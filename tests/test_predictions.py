@@ -47,14 +47,14 @@ def test_every_test_image_has_its_line(run, run_tool, tmp_path):
 
 def test_the_lines_worked_out_by_hand():
     logits = np.log([[1, 2, 1], [5, 5, 90], [2, 2, 0.5]]) + 1000  # exp(1000) is infinite
-    text = predictions_csv(logits, np.array([1, 0, 1]), ["cat", 'a "big", dog', "owl"])
+    text = predictions_csv(range(3), logits, np.array([1, 0, 1]), ["cat", 'a "big", dog', "owl"])
     assert text == ('image,label,predicted,confidence\n0,"a ""big"", dog","a ""big"", dog",0.500000\n'
                     '1,cat,owl,0.900000\n2,"a ""big"", dog",cat,0.444444\n')  # of equals, the first
     assert [row["predicted"] for row in rows_of(text)] == ['a "big", dog', "owl", "cat"]
 
 
 def test_a_logit_that_is_no_number_has_no_confidence():
-    text = predictions_csv(np.array([[np.nan, 1], [0, 0]], np.float32), np.array([0, 0]), ["a", "b"])
+    text = predictions_csv(range(2), np.array([[np.nan, 1], [0, 0]], np.float32), np.array([0, 0]), ["a", "b"])
     assert text.splitlines()[1:] == ["0,a,b,nan", "1,a,a,0.500000"]
 
 

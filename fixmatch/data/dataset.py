@@ -40,3 +40,4 @@ class Source:
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image is still of its class
     folds: tuple[np.ndarray, ...] = ()  # int64 indices into train: the data set's own labeled subsets, where it has any
+    test_paths: tuple[str, ...] = ()  # of the test images, from data.root on, where each one is a file

@@ -305,8 +305,10 @@ def _load(name: str, listing: _Listing, image_size: int | None, max_broken: int)
     if len(broken) > _SHOWN:
         print(f"{listing.root}: {len(broken) - _SHOWN} more broken images left out")
     train, test = listing.labels([index for index, _ in broken])
+    paths = map(listing.files.__getitem__, sorted(set(range(listing.num_train, len(listing))) - {i for i, _ in broken}))
     return Source(name.split("-")[0], listing.classes, Dataset(images[:len(train)], train),
-                  Dataset(images[len(train):], test), tuple(facts["mean"]), tuple(facts["std"]), flip=True)
+                  Dataset(images[len(train):], test), tuple(facts["mean"]), tuple(facts["std"]), flip=True,
+                  test_paths=tuple(map(shown, paths)))
 
 
 def _refuse(listing: _Listing, broken: list[list], max_broken: int) -> None:

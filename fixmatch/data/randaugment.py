@@ -114,7 +114,7 @@ def cutout_box(centre, height, width):
 @functools.lru_cache
 def table(height, width):
     """The operations as the kernels take them; see `tabulate`."""
-    return tabulate(_effect, height, width)
+    return tabulate(reference_effect, height, width)
 
 
 def tabulate(effect, height, width):
@@ -129,7 +129,7 @@ def tabulate(effect, height, width):
     return code, param
 
 
-def _effect(name, magnitude, sign, height, width):
+def reference_effect(name, magnitude, sign, height, width):
     """One operation at one magnitude: kernel code and parameters. The ranges are those of fixmatch_augment_pool."""
     shear = sign * magnitude * 0.3 / MAX_MAGNITUDE
     match name:

@@ -73,7 +73,7 @@ def _google_effect(name, magnitude, sign, height, width):
         case "TranslateX" | "TranslateY":
             value = sign * int(magnitude * _google_scale(height, width))
         case _:
-            return randaugment._effect(name, magnitude, sign, height, width)
+            return randaugment.reference_effect(name, magnitude, sign, height, width)
     return randaugment.operation(name, value, height, width)
 
 

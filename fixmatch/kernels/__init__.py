@@ -2,8 +2,8 @@
 
 Stock Paddle trains the networks here 3-6 times slower than Torch on the same CPU, because its eager convolutions
 never reach oneDNN. These operators do: float32, activations in NHWC, weights in Paddle's layout so that state dicts
-are the same with and without them. Ask `status()` before using any of them. Nothing here is needed on a GPU, in
-float64 or while a graph is traced for export.
+are the same with and without them. Ask `status()` before using any of them. Nothing here is used on a GPU, in
+float64 or while a static graph is traced.
 
 Files: onednn.py declares the C interface, openmp.py the threads, ops.py the operators, selftest.py decides whether
 they can be used.

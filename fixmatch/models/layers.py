@@ -33,19 +33,19 @@ def set_cpu_kernels(setting: str) -> str:
     return reason
 
 
-def _on_kernels(x) -> bool:
+def on_kernels(x) -> bool:
     return (_cpu_kernels != "off" and x.dtype == paddle.float32 and paddle.in_dynamic_mode() and x.place.is_cpu_place()
             and kernels.status()[0])
 
 
 def enter(images):
     """[N, C, H, W] -> the layout that the layers below run in."""
-    return images.transpose([0, 2, 3, 1]) if _on_kernels(images) else images
+    return images.transpose([0, 2, 3, 1]) if on_kernels(images) else images
 
 
 def global_average_pool(x):
     """-> [N, C], from either layout."""
-    return kernels.global_average_pool(x) if _on_kernels(x) else x.mean([2, 3])
+    return kernels.global_average_pool(x) if on_kernels(x) else x.mean([2, 3])
 
 
 class Conv2D(nn.Layer):
@@ -61,7 +61,7 @@ class Conv2D(nn.Layer):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        conv2d = kernels.conv2d if _on_kernels(x) else functools.partial(F.conv2d, bias=None)
+        conv2d = kernels.conv2d if on_kernels(x) else functools.partial(F.conv2d, bias=None)
         return conv2d(x, self.weight, stride=self.stride, padding=self.padding, groups=self.groups)
 
 
@@ -87,7 +87,7 @@ class BatchNorm2D(nn.Layer):
             self._update_running_statistics(mean, variance, count=x.size // mean.size)
             return y
         statistics = self._mean, self._variance, self.weight, self.bias
-        if _on_kernels(x):
+        if on_kernels(x):
             return kernels.batch_norm_inference(x, *statistics, self.epsilon, self.activation)
         return activate(F.batch_norm(x, *statistics, epsilon=self.epsilon), self.activation)
 
@@ -105,7 +105,7 @@ def batch_norm_train(x, weight, bias, epsilon: float, activation):
     Returns (y, mean [C], biased variance [C]); the statistics carry no gradient. Paddle's functional form hides them,
     so the stock path calls the operator below it, which returns the mean and 1 / sqrt(variance + float32(epsilon)).
     """
-    if _on_kernels(x):
+    if on_kernels(x):
         return kernels.batch_norm(x, weight, bias, epsilon, activation)
     scratch = paddle.zeros_like(weight), paddle.ones_like(weight)
     y, _, _, mean, inverse_std, _ = paddle._C_ops.batch_norm(x, *scratch, weight, bias, False, 0.9, epsilon, "NCHW",
@@ -126,7 +126,7 @@ def activate(x, activation):
 
 def add(x, y, activation=None):
     """The sum of a residual connection, then `activation` as BatchNorm2D takes it."""
-    return kernels.add(x, y, activation) if _on_kernels(x) else activate(x + y, activation)
+    return kernels.add(x, y, activation) if on_kernels(x) else activate(x + y, activation)
 
 
 def xavier_linear(in_features: int, num_classes: int) -> nn.Linear:
