@@ -4,6 +4,8 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from fixmatch.normalize import to_device
+
 
 def init() -> tuple[int, int]:
     """Joins the process group, if this process was launched in one. Returns (rank, world_size)."""
@@ -33,7 +35,7 @@ def gather(array: np.ndarray) -> np.ndarray:
     if dist.get_world_size() == 1:
         return array
     parts = []
-    dist.all_gather(parts, paddle.to_tensor(array))
+    dist.all_gather(parts, to_device(array))
     return np.concatenate([part.numpy() for part in parts])
 
 

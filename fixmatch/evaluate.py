@@ -12,6 +12,7 @@ import paddle
 
 from fixmatch.data.dataset import Dataset
 from fixmatch.losses import cross_entropy
+from fixmatch.normalize import to_device
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def predict(model, normalize, data: Dataset, batch_size: int) -> tuple[np.ndarra
     logits, losses = [], []
     for start in range(0, len(data), batch_size):
         batch_logits = model(normalize(data.images[start:start + batch_size]))  # [n, K]
-        targets = paddle.to_tensor(data.labels[start:start + batch_size])
+        targets = to_device(data.labels[start:start + batch_size])
         losses.append(cross_entropy(batch_logits, targets).numpy())
         logits.append(batch_logits.numpy())
     if was_training:

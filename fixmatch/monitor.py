@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fixmatch.config import Config, to_dict
 from fixmatch.files import write_atomic
+from fixmatch.normalize import to_device
 
 # Of one step's row on the device: losses, and fractions of the unlabeled images: confident, of known class, of these
 # rightly pseudo-labeled, and the same two of the confident ones.
@@ -196,7 +197,7 @@ def _row(losses, batch):
     with paddle.no_grad():
         mask = losses.mask
         if mask.size:
-            targets = paddle.to_tensor(batch.targets_u)
+            targets = to_device(batch.targets_u)
             right = (losses.pseudo_labels == targets).astype(mask.dtype)
             known = (targets >= 0).astype(mask.dtype)
             parts = [mask, known, right, known * mask, right * mask]

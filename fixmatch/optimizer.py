@@ -53,7 +53,7 @@ class TwoGroupSGD:
             for optimizer in self.optimizers:
                 optimizer.step()
             return
-        overflowed = paddle.to_tensor(False)
+        overflowed = paddle.zeros([], dtype="bool")
         for optimizer in self.optimizers:
             scaler.unscale_(optimizer)
             overflowed = overflowed.logical_or(scaler._found_inf)

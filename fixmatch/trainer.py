@@ -22,7 +22,7 @@ from fixmatch.evaluate import evaluate, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss
 from fixmatch.models import build_model
 from fixmatch.monitor import NonFinite
-from fixmatch.normalize import Normalize
+from fixmatch.normalize import Normalize, to_device
 from fixmatch.optimizer import TwoGroupSGD
 from fixmatch.schedule import build_scheduler
 
@@ -43,7 +43,7 @@ class TrainState:
 def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
     """One step of FixMatch on one batch; returns the losses, mask and pseudo-labels, still on the device."""
     images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))  # [B + 2M, C, H, W]
-    targets_x = paddle.to_tensor(batch.targets_x)  # [B]
+    targets_x = to_device(batch.targets_x)  # [B]
 
     # One joint forward: batch statistics are over all three parts, and through them the weak views get gradient too.
     logits = forward(state, images)  # [B + 2M, K]
@@ -57,7 +57,7 @@ def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
 def supervised_step(state: TrainState, batch: Batch) -> FixMatchLoss:
     """The baseline: the same step on the labeled images alone."""
     logits_x = forward(state, state.normalize(batch.x))  # [B, K]
-    loss = cross_entropy(logits_x, paddle.to_tensor(batch.targets_x)).mean()
+    loss = cross_entropy(logits_x, to_device(batch.targets_x)).mean()
     update(state, loss)
     none = paddle.zeros([0], dtype=loss.dtype)
     return FixMatchLoss(loss, loss, paddle.zeros_like(loss), none, none, paddle.zeros([0], dtype="int64"))
@@ -72,7 +72,7 @@ def probe(state: TrainState, batch: ProbedBatch) -> tuple[np.ndarray, np.ndarray
         [P, n, 2], and the proximity of the prediction to the label, float32 [P], 0..1.
     """
     probabilities = F.softmax(state.ema.average(state.normalize(batch.probes)))  # [B, K]
-    labels = F.one_hot(paddle.to_tensor(batch.targets_x), probabilities.shape[1])  # [B, K]
+    labels = F.one_hot(to_device(batch.targets_x), probabilities.shape[1])  # [B, K]
     proximity = 1 - 0.5 * (probabilities - labels).abs().sum(axis=1)  # [B]
     op, level, _ = batch.probe_plan
     return distributed.gather(op), distributed.gather(level), distributed.gather(proximity.numpy())
