@@ -143,31 +143,33 @@ def _plot(results: list[StageResult]) -> str:
     noise = {row.tensor: row.absolute for r in results if r.dtype == "float32" for row in r.rows}
     if not exact:
         return ""
-    width, height, left, low, high = 1100, 360, 60, -18, 1
+    width, bottom, left, low, high = 1100, 320, 60, -18, 1
     dx = (width - left - 20) / max(len(exact), 1)
 
     def y(value: float) -> float:
         exponent = math.log10(value) if value > 0 else low
-        return 20 + (height - 60) * (high - min(max(exponent, low), high)) / (high - low)
+        return 20 + (bottom - 20) * (high - min(max(exponent, low), high)) / (high - low)
 
     parts = [f'<line x1="{left}" x2="{width - 20}" y1="{y(10.0**e):.1f}" y2="{y(10.0**e):.1f}" class="grid"/>'
              f'<text x="{left - 8}" y="{y(10.0**e) + 4:.1f}" text-anchor="end">1e{e}</text>'
              for e in range(low, high + 1, 3)]
-    parts.append(f'<line x1="{left}" x2="{width - 20}" y1="{y(GATE):.1f}" y2="{y(GATE):.1f}" class="gate"/>')
-    seen = None
+    gates = " ".join(f"{left + i * dx:.1f},{y(gate_of(row.tensor)):.1f}" for i, (_, row) in enumerate(exact))
+    parts.append(f'<polyline points="{left},{y(GATE):.1f} {gates}" class="gate"/>')
+    seen, label_row = None, 0
     for i, (stage, row) in enumerate(exact):
         x = left + i * dx
-        if stage != seen:
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{height - 40}" class="stage"/>'
-                         f'<text x="{x + 3:.1f}" y="{height - 24}">{stage}</text>')
-            seen = stage
+        if stage != seen:  # labels on four lines in turn, since some stages are narrow
+            foot = bottom + 16 + 14 * (label_row % 4)
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{foot}" class="stage"/>'
+                         f'<text x="{x + 3:.1f}" y="{foot}">{stage}</text>')
+            seen, label_row = stage, label_row + 1
         title = f"<title>{html.escape(row.tensor)} {row.relative:.1e}</title>"
         if row.tensor in noise:
             parts.append(f'<circle cx="{x:.1f}" cy="{y(noise[row.tensor]):.1f}" r="2" class="noise">'
                          f"<title>{html.escape(row.tensor)} float32 {noise[row.tensor]:.1e}</title></circle>")
         parts.append(f'<circle cx="{x:.1f}" cy="{y(row.relative):.1f}" r="2" '
                      f'class="{"good" if row.passed else "fail"}">{title}</circle>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {bottom + 64}" role="img">{"".join(parts)}</svg>'
 
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Parity</title>
@@ -179,7 +181,7 @@ table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #d8dee4 }}
 tr.bad td {{ background: #fde2e0 }} pre {{ background: #f6f8fa; padding: .8rem; overflow: auto }}
 svg {{ width: 100%; font-size: 11px }} .grid {{ stroke: #e4e8ec }} .stage {{ stroke: #9aa4ae; stroke-dasharray: 2 3 }}
-.gate {{ stroke: #c62828; stroke-width: 1.5 }} .good {{ fill: #1565c0 }} .fail {{ fill: #c62828 }}
+.gate {{ stroke: #c62828; stroke-width: 1.5; fill: none }} .good {{ fill: #1565c0 }} .fail {{ fill: #c62828 }}
 .noise {{ fill: #f0a020 }}
 </style>
 <h1 class="{tone}">{verdict}</h1><p>{about}</p>
