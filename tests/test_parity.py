@@ -216,7 +216,7 @@ def test_without_torch_recorded_results_are_the_reference(monkeypatch, tmp_path,
     assert "torch is not installed" in found["against"]
     code, found = run("--self-check", "--plant", "weight-decay-on-bn", tmp_path=tmp_path)
     assert code == 1
-    assert "not decayed" in found["verdict"]
+    assert "weight decay on batch norm" in found["verdict"]
     for arguments in (["--stage", "train"], ["--self-check", "--real-images"]):  # not recorded, so not passed either
         assert cli.main(arguments) == 2
         assert "needs Torch" in capsys.readouterr().err
