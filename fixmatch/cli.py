@@ -243,17 +243,17 @@ def _evaluate(args) -> int:
     for kind, model in (("raw", state.model), ("ema", state.ema.average)):
         logits[kind], losses = predict(model, state.normalize, source.test, config.train.eval_batch_size)
         found[kind] = score(logits[kind], source.test.labels, losses)
-    print(f"{folder}  step {saved.fact('step')}  {describe(found)}")
-    for index, name in enumerate(source.classes):
-        accuracies = [found[kind].per_class[index] for kind in ("ema", "raw")]
-        print(f"  {name:<20} " + "  ".join(f"{kind} {a:6.2f} %" if a is not None else f"{kind}      -"
-                                           for kind, a in zip(("EMA", "raw"), accuracies, strict=True)))
     if args.json:
         figures = {"checkpoint": str(folder), "step": saved.fact("step"), **{k: e.to_dict() for k, e in found.items()}}
         write_atomic(args.json, json.dumps(figures, indent=1) + "\n")
     if args.predictions:
         images = source.test_paths or range(len(source.test))
         write_atomic(args.predictions, predictions_csv(images, logits["ema"], source.test.labels, source.classes))
+    print(f"{folder}  step {saved.fact('step')}  {describe(found)}")
+    for index, name in enumerate(source.classes):
+        accuracies = [found[kind].per_class[index] for kind in ("ema", "raw")]
+        print(f"  {name:<20} " + "  ".join(f"{kind} {a:6.2f} %" if a is not None else f"{kind}      -"
+                                           for kind, a in zip(("EMA", "raw"), accuracies, strict=True)))
     return 0
 
 
