@@ -15,9 +15,10 @@ install: .venv/installed
 train: install
 	$(BIN)/python tools/train.py -c configs/digits.yaml
 
+# a process on each core with one thread in each: more threads than cores wait for each other
 test: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 clean:
 	rm -rf .venv build *.egg-info
