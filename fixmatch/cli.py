@@ -153,7 +153,7 @@ def _train_checked(args, config: Config, check, device: str, rank: int, world_si
         facts["parity"] = verdict["verdict"]
         if verdict["passed"] is False and config.parity.on_failure == "abort":
             return fail(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or run "
-                         f"tools/parity.py -c {args.config}; parity.on_failure=warn trains all the same", 3)
+                        f"tools/parity.py -c {args.config}; parity.on_failure=warn trains all the same", 3)
     if saved:
         trainer.restore(saved)
         monitor.say(f"{folder}: resuming after step {trainer.step}")

@@ -138,7 +138,7 @@ def _case(args) -> Case:
         config = dataclasses.replace(config, model=_PUBLISHED[arch])
     case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0],
                 total_steps=max(args.steps, Case.total_steps))
-    return _with_real_images(case, args.steps) if args.real_images else case
+    return _with_real_images(case) if args.real_images else case
 
 
 def small_case(arch: str, seed: int) -> Case:
@@ -152,7 +152,7 @@ def _without_file(overrides: list[str]) -> Config:
     return from_dict({}, "defaults", overrides)
 
 
-def _with_real_images(case: Case, steps: int) -> Case:
+def _with_real_images(case: Case) -> Case:
     """Batches of the trainer's own loader: its split, augmentation and normalization, but the case's B and mu."""
     from fixmatch.cli import choose_split, load_data
     from fixmatch.data.loader import Loader
@@ -161,7 +161,7 @@ def _with_real_images(case: Case, steps: int) -> Case:
     split = choose_split(case.config, source, pathlib.Path(case.config.run.dir), saved=None)
     # so far ahead CTAugment draws from its first rates, since nobody tells it of probes here
     loader = Loader(source.train, split, case.batch_size, case.mu, case.seed, source.flip,
-                    strong=case.config.augment.strong, ahead=steps)
+                    strong=case.config.augment.strong, ahead=case.total_steps)
     return dataclasses.replace(case, num_classes=len(source.classes), loader=loader, mean=source.mean, std=source.std)
 
 

@@ -8,12 +8,12 @@ import pathlib
 import subprocess
 import sys
 import time
-import tracemalloc
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from conftest import growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -311,16 +311,8 @@ def test_blocks_return_to_the_pool_with_their_last_tensor():
 
 @needs_kernels
 def test_a_block_costs_nothing_after_its_end():
-    def blocks():
-        for _ in range(1000):
-            allocator.empty([1, 600, 600, 3])
-        gc.collect()
-        return tracemalloc.get_traced_memory()[0]
-
-    tracemalloc.start()
-    held = [blocks() for _ in range(5)]
-    tracemalloc.stop()
-    assert np.median(np.diff(held)) < 10_000  # by paddle.utils.dlpack.from_dlpack 64,000
+    lost = growth(lambda: allocator.empty([1, 600, 600, 3]), calls=1000, rounds=5)
+    assert lost < 10_000  # by paddle.utils.dlpack.from_dlpack 64,000
 
 
 @needs_kernels

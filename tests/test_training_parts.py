@@ -1,12 +1,11 @@
 """Losses, schedule, optimizer, EMA and evaluation against numbers worked out by hand or by plain NumPy."""
 
-import gc
 import math
-import tracemalloc
 
 import numpy as np
 import paddle
 import pytest
+from conftest import growth
 
 from fixmatch import trainer
 from fixmatch.config import Config, ModelConfig
@@ -276,16 +275,10 @@ def test_a_step_leaves_nothing_behind():
     state = trainer.build_state(config, 10, (0.5,) * 3, (0.2,) * 3)
     monitor = Monitor(None, 1000, 0, 10)
 
-    def steps(count):
-        for _ in range(count):
-            monitor.record(10, trainer.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
-        gc.collect()
-        return tracemalloc.get_traced_memory()[0]
+    def step():
+        monitor.record(10, trainer.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
 
-    tracemalloc.start()
-    held = [steps(100) for _ in range(6)]  # at first Python's free lists fill
-    tracemalloc.stop()
-    assert np.median(np.diff(held)) < 10_000  # two paddle.to_tensor a step would be 22,000
+    assert growth(step, calls=100, rounds=6) < 10_000  # two paddle.to_tensor a step would be 22,000
 
 
 def test_normalize_by_hand():

@@ -124,12 +124,14 @@ class _Listing:
         """The path of an image."""
         return os.path.join(self.root, self.files[index])
 
+    def kept(self, broken=()) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of training and of test images without the `broken` ones, int64."""
+        kept = np.delete(np.arange(len(self)), np.array(broken, np.int64))
+        return np.split(kept, [np.searchsorted(kept, self.num_train)])
+
     def labels(self, broken=()) -> tuple[np.ndarray, np.ndarray]:
         """Of training and test images without the `broken` ones. Raises DataError if that leaves a gap."""
-        kept = np.ones(len(self.files), bool)
-        kept[list(broken)] = False
-        labels, cut = self.files.labels(), self.num_train
-        train, test = labels[:cut][kept[:cut]], labels[cut:][kept[cut:]]
+        train, test = (self.files.labels()[indices] for indices in self.kept(broken))
         counts = np.bincount(train[train >= 0], minlength=len(self.classes))
         if not counts.all():
             name = self.classes[int(np.argmin(counts))]
@@ -304,11 +306,12 @@ def _load(name: str, listing: _Listing, image_size: int | None, max_broken: int)
         print(f"{shown(listing[index])}: left out: {reason}")
     if len(broken) > _SHOWN:
         print(f"{listing.root}: {len(broken) - _SHOWN} more broken images left out")
-    train, test = listing.labels([index for index, _ in broken])
-    paths = map(listing.files.__getitem__, sorted(set(range(listing.num_train, len(listing))) - {i for i, _ in broken}))
+    left_out = [index for index, _ in broken]
+    train, test = listing.labels(left_out)
+    paths = tuple(shown(listing.files[index]) for index in listing.kept(left_out)[1])
     return Source(name.split("-")[0], listing.classes, Dataset(images[:len(train)], train),
                   Dataset(images[len(train):], test), tuple(facts["mean"]), tuple(facts["std"]), flip=True,
-                  test_paths=tuple(map(shown, paths)))
+                  test_paths=paths)
 
 
 def _refuse(listing: _Listing, broken: list[list], max_broken: int) -> None:
