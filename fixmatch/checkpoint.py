@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import paddle
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -107,3 +108,17 @@ def find(path: pathlib.Path, which: str = "latest") -> pathlib.Path:
         if exists(folder):
             return folder
     raise CheckpointError(f"{path}: neither a run folder with checkpoints/{which} nor a checkpoint")
+
+
+def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
+    """Puts `arrays` into `model`, which must have exactly these names, shapes and dtypes; else CheckpointError.
+
+    Layer.set_state_dict alone would skip what does not fit.
+    """
+    wanted = {name: (tuple(t.shape), str(t.numpy().dtype)) for name, t in model.state_dict().items()}
+    given = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise CheckpointError(f"checkpoint does not fit the model: {name}: the model has "
+                                             f"{wanted.get(name)}, the checkpoint {given.get(name)}")
+    model.set_state_dict({name: paddle.to_tensor(a) for name, a in arrays.items()})

@@ -224,11 +224,12 @@ def choose_split(config: Config, source, folder: pathlib.Path, saved):
 
 def _evaluate(args) -> int:
     from fixmatch import checkpoint
+    from fixmatch.checkpoint import load_weights
     from fixmatch.data import load_source
     from fixmatch.evaluate import predict, predictions_csv, score
     from fixmatch.files import write_atomic
     from fixmatch.monitor import describe
-    from fixmatch.trainer import build_state, load_weights
+    from fixmatch.step import build_state
 
     folder = checkpoint.find(args.path, args.which)
     saved = checkpoint.load(folder)

@@ -56,7 +56,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    # recipe of the strong views, see fixmatch/data/recipes.py
+    # recipe of the strong views, see fixmatch/data/augment/recipes.py
     strong: str = _setting("reference", choices=("reference", "google", "torchssl", "ctaugment"))
     # whether views are mirrored at random; null: the data set's own; false for digits, signs, text
     flip: bool | None = None

@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from fixmatch.data import views
+from fixmatch.data.augment import views
+from fixmatch.data.augment.recipes import POLICIES
 from fixmatch.data.dataset import Dataset
-from fixmatch.data.recipes import POLICIES
 from fixmatch.files import write_atomic
 
 _SIDE = 96  # pixels that an image is enlarged to, at least

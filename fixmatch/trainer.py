@@ -1,10 +1,6 @@
-"""One FixMatch step (arXiv 2001.07685, algorithm 1), and the loop around it.
-
-Reference: kekmodel/FixMatch-pytorch, train.py. Shapes: B labeled images, M = mu * B unlabeled ones, K classes, C H W.
-"""
+"""The loop around the step: batches, evaluations, checkpoints, signals."""
 
 import contextlib
-import dataclasses
 import math
 import signal
 import time
@@ -14,57 +10,18 @@ import paddle
 import paddle.nn.functional as F
 
 from fixmatch import checkpoint, distributed
-from fixmatch.config import Config, SSLConfig
+from fixmatch import step as algorithm
+from fixmatch.checkpoint import load_weights
+from fixmatch.config import Config
 from fixmatch.data.dataset import Source
-from fixmatch.data.loader import Batch, Loader, ProbedBatch
-from fixmatch.ema import EMA
+from fixmatch.data.loader import Loader, ProbedBatch
 from fixmatch.evaluate import evaluate, summarize
-from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss
-from fixmatch.models import build_model
 from fixmatch.monitor import NonFinite
-from fixmatch.normalize import Normalize, to_device
-from fixmatch.optimizer import TwoGroupSGD
-from fixmatch.schedule import build_scheduler
-
-
-@dataclasses.dataclass
-class TrainState:
-    """What a step changes."""
-
-    model: paddle.nn.Layer
-    network: paddle.nn.Layer  # `model`, or its data-parallel wrapper
-    ema: EMA
-    optimizer: TwoGroupSGD
-    scheduler: paddle.optimizer.lr.LRScheduler
-    normalize: Normalize
-    scaler: paddle.amp.GradScaler  # disabled unless train.amp
-
-
-def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
-    """One step of FixMatch on one batch; returns the losses, mask and pseudo-labels, still on the device."""
-    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))  # [B + 2M, C, H, W]
-    targets_x = to_device(batch.targets_x)  # [B]
-
-    # One joint forward: batch statistics are over all three parts, and through them the weak views get gradient too.
-    logits = forward(state, images)  # [B + 2M, K]
-    logits_x, logits_u_w, logits_u_s = paddle.split(logits, [len(batch.x), len(batch.u_w), len(batch.u_s)])
-
-    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u)
-    update(state, losses.loss)
-    return losses
-
-
-def supervised_step(state: TrainState, batch: Batch) -> FixMatchLoss:
-    """The baseline: the same step on the labeled images alone."""
-    logits_x = forward(state, state.normalize(batch.x))  # [B, K]
-    loss = cross_entropy(logits_x, to_device(batch.targets_x)).mean()
-    update(state, loss)
-    none = paddle.zeros([0], dtype=loss.dtype)
-    return FixMatchLoss(loss, loss, paddle.zeros_like(loss), none, none, paddle.zeros([0], dtype="int64"))
+from fixmatch.normalize import to_device
 
 
 @paddle.no_grad()
-def probe(state: TrainState, batch: ProbedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def probe(state: algorithm.TrainState, batch: ProbedBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """CTAugment's feedback: how near the averaged network comes to the labels of its probes.
 
     Returns:
@@ -76,36 +33,6 @@ def probe(state: TrainState, batch: ProbedBatch) -> tuple[np.ndarray, np.ndarray
     proximity = 1 - 0.5 * (probabilities - labels).abs().sum(axis=1)  # [B]
     op, level, _ = batch.probe_plan
     return distributed.gather(op), distributed.gather(level), distributed.gather(proximity.numpy())
-
-
-def forward(state: TrainState, images):
-    with paddle.amp.auto_cast(enable=state.scaler.is_enable()):
-        logits = state.network(images)
-    return logits.astype(images.dtype)
-
-
-def update(state: TrainState, loss) -> None:
-    """Gradients, then in the reference's order: optimizer, schedule, EMA, clear."""
-    state.scaler.scale(loss).backward()
-    state.optimizer.step(state.scaler)
-    state.scheduler.step()
-    state.ema.update()
-    state.optimizer.clear_grad()
-
-
-def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
-    """A fresh network and everything that trains it, seeded by run.seed, on Paddle's current device."""
-    def network():
-        return build_model(num_classes=num_classes, **dataclasses.asdict(config.model))
-
-    paddle.seed(config.run.seed)
-    model, average = network(), network()
-    optim, train = config.optim, config.train
-    scheduler = build_scheduler(optim.lr, train.total_steps, optim.warmup_steps)
-    optimizer = TwoGroupSGD(model, scheduler, optim.momentum, optim.weight_decay, optim.nesterov, train.clip_grad_norm)
-    amp = train.amp and paddle.device.get_device().startswith("gpu")
-    return TrainState(model, distributed.parallel(model), EMA(model, average, config.ema.decay), optimizer, scheduler,
-                      Normalize(mean, std), paddle.amp.GradScaler(enable=amp))
 
 
 class Trainer:
@@ -123,7 +50,7 @@ class Trainer:
     def __init__(self, config: Config, source: Source, loader: Loader, monitor, checkpoints, provenance: dict):
         self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
         self.checkpoints, self.provenance = checkpoints, provenance
-        self.state = build_state(config, len(source.classes), source.mean, source.std)
+        self.state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
         self.evaluated_step = None  # the step that the last of `history` is from
@@ -146,8 +73,8 @@ class Trainer:
                 batch = next(batches)
                 waited = time.perf_counter() - step_started
                 lr = self.state.scheduler.get_lr()
-                losses = (train_step(self.state, batch, ssl) if ssl.mode == "fixmatch"
-                          else supervised_step(self.state, batch))
+                losses = (algorithm.train_step(self.state, batch, ssl) if ssl.mode == "fixmatch"
+                          else algorithm.supervised_step(self.state, batch))
                 self.step += 1
                 if self.loader.cta:
                     self.loader.cta.update(self.step, *probe(self.state, batch))
@@ -221,20 +148,6 @@ class Trainer:
         self.seconds, self.train_seconds = saved.fact("seconds"), saved.fact("train_seconds")
         self.history = saved.fact("history")
         self.best = max(self.history["ema"], default=-1.0)
-
-
-def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
-    """Puts `arrays` into `model`, which must have exactly these names, shapes and dtypes; else CheckpointError.
-
-    Layer.set_state_dict alone would skip what does not fit.
-    """
-    wanted = {name: (tuple(t.shape), str(t.numpy().dtype)) for name, t in model.state_dict().items()}
-    given = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise checkpoint.CheckpointError(f"checkpoint does not fit the model: {name}: the model has "
-                                             f"{wanted.get(name)}, the checkpoint {given.get(name)}")
-    model.set_state_dict({name: paddle.to_tensor(a) for name, a in arrays.items()})
 
 
 class StopSignal:

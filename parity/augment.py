@@ -6,11 +6,13 @@ the constants. Nothing here needs Torch.
 
 import numpy as np
 
-from fixmatch.data import cifar, randaugment, split, views
+from fixmatch.data import split
+from fixmatch.data.augment import randaugment, views
+from fixmatch.data.sources import cifar
 from fixmatch.normalize import Normalize
-from parity import randaugment as pillow
 from parity.case import Case
 from parity.compare import Trace
+from parity.mirror import randaugment as pillow
 from parity.subject import precision
 
 SIZE = 32
@@ -97,7 +99,7 @@ def _drawn(seed: int) -> dict[str, np.ndarray]:
     """What the production code draws: values that occur, and their frequencies, set to the expected where they fit."""
     rng = np.random.default_rng([seed, 6])
     plan = views.draw(rng, _DRAWS, SIZE)
-    ra, offset = plan.randaugment, plan.strong.offset
+    ra, offset = plan.strong_plan, plan.strong.offset
     unflipped = views.draw(rng, _DRAWS, SIZE, flip=False)
     flips = np.concatenate([unflipped.weak.flip, unflipped.strong.flip])
     return {

@@ -15,14 +15,14 @@ import paddle
 import torch
 
 import fixmatch.models
-import parity.models
+import parity.mirror.models
 from fixmatch import checkpoint
+from fixmatch.checkpoint import load_weights
 from fixmatch.cli import Parser, guarded
 from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, to_dict
 from fixmatch.data import NUM_CLASSES
-from fixmatch.data.cifar import statistics
+from fixmatch.data.sources.cifar import statistics
 from fixmatch.files import write_atomic
-from fixmatch.trainer import load_weights
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 TOLERANCE = 1e-9  # relative, of logits in float64
@@ -132,7 +132,7 @@ def verify(model: ModelConfig, num_classes: int, torch_state: dict, paddle_state
         load_weights(ours, {n: a.astype(np.float64) for n, a in paddle_state.items()})
     finally:
         paddle.set_default_dtype(before)
-    theirs = parity.models.build_model(num_classes=num_classes, **shape).double()
+    theirs = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
     try:
         theirs.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in torch_state.items()})
     except RuntimeError as error:

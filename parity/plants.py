@@ -15,8 +15,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from fixmatch import ema, losses, optimizer, schedule, trainer
-from fixmatch.data import cifar, randaugment, split, views
+from fixmatch import ema, losses, optimizer, schedule
+from fixmatch import step as algorithm
+from fixmatch.data import split
+from fixmatch.data.augment import randaugment, views
+from fixmatch.data.sources import cifar
 from fixmatch.models import layers, resnext, wideresnet
 from parity import stages
 from parity.case import Case
@@ -245,7 +248,7 @@ def _optimizer(patch: Patch, **changes) -> None:
             settings[name] = change(settings[name]) if callable(change) else change
         return right(model, learning_rate, **settings)
 
-    patch(trainer, "TwoGroupSGD", changed)
+    patch(algorithm, "TwoGroupSGD", changed)
 
 
 @plant("no-nesterov", "optimizer", "plain momentum")
@@ -342,18 +345,18 @@ def _(patch):
         state.ema.update()
         state.optimizer.clear_grad()
 
-    patch(trainer, "update", changed)
+    patch(algorithm, "update", changed)
 
 
 @plant("lr-stepped-twice", "optimizer", "once for each of the two optimizers")
 def _(patch):
-    update = trainer.update
+    update = algorithm.update
 
     def changed(state, loss):
         update(state, loss)
         state.scheduler.step()
 
-    patch(trainer, "update", changed)
+    patch(algorithm, "update", changed)
 
 
 def _schedule(patch: Patch, factor: Callable[[int, int, int], float]) -> None:
@@ -396,7 +399,7 @@ def _(patch):
 
 def _loss(patch: Patch, changed: Callable) -> None:
     patch(losses, "fixmatch_loss", changed)
-    patch(trainer, "fixmatch_loss", changed)
+    patch(algorithm, "fixmatch_loss", changed)
 
 
 def _pseudo_label(patch: Patch, probabilities: Callable | None = None, mask: Callable | None = None) -> None:
@@ -535,22 +538,22 @@ def _(patch):
 @plant("weak-and-strong-swapped", "backward", "pseudo-labels from the strong views")
 def _(patch):
     right = losses.fixmatch_loss
-    patch(trainer, "fixmatch_loss", lambda x, t, w, s, *rest: right(x, t, s, w, *rest))
+    patch(algorithm, "fixmatch_loss", lambda x, t, w, s, *rest: right(x, t, s, w, *rest))
 
 
 def _joint_forward(patch: Patch, changed: Callable) -> None:
     """Replaces the joint forward pass by changed(forward, state, images, B, M)."""
-    forward, step = trainer.forward, trainer.train_step
+    forward, train_step = algorithm.forward, algorithm.train_step
 
     def changed_step(state, batch, ssl):
         sizes = len(batch.x), len(batch.u_w)
-        trainer.forward = lambda s, images: changed(forward, s, images, *sizes)
+        algorithm.forward = lambda s, images: changed(forward, s, images, *sizes)
         try:
-            return step(state, batch, ssl)
+            return train_step(state, batch, ssl)
         finally:
-            trainer.forward = forward
+            algorithm.forward = forward
 
-    patch(trainer, "train_step", changed_step)
+    patch(algorithm, "train_step", changed_step)
 
 
 @plant("strided-chunk", "backward", "weak and strong logits taken from alternating rows")
@@ -661,7 +664,7 @@ def _(patch):
         state.scheduler.step()
         state.optimizer.clear_grad()
 
-    patch(trainer, "update", changed)
+    patch(algorithm, "update", changed)
 
 
 @plant("bn-momentum-inverted-and-ema-buffers-averaged", "forward", "two bugs that cancel in the averaged statistics")
@@ -728,7 +731,7 @@ def _crop(patch: Patch, mode: str = "reflect", crop_first: bool = False) -> None
         return result
 
     def changed_strong(images, plan, index=None, out=None):
-        return randaugment.apply(changed_weak(images, plan.strong, index), plan.randaugment)
+        return randaugment.apply(changed_weak(images, plan.strong, index), plan.strong_plan)
 
     patch(views, "weak", changed_weak)
     patch(views, "strong", changed_strong)

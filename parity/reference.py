@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from parity import ema, evaluate, losses, schedule, trainer
 from parity.case import IDLE, Case, loss_probes
 from parity.compare import Trace
-from parity.normalize import Normalize
+from parity.mirror import ema, evaluate, losses, schedule
+from parity.mirror import step as algorithm
+from parity.mirror.normalize import Normalize
 
 
 @contextlib.contextmanager
@@ -34,9 +35,9 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     model.load_state_dict({n: torch.from_numpy(a).to(model.state_dict()[n].dtype) for n, a in state.items()})
 
 
-def _build(case: Case) -> trainer.TrainState:
+def _build(case: Case) -> algorithm.TrainState:
     torch.manual_seed(case.seed)
-    state = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+    state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
     _load(state.model, case)
     state.ema = ema.EMA(state.model, case.config.ema.decay)
     state.model.train()
@@ -74,7 +75,7 @@ def _average(state: ema.EMA) -> dict[str, np.ndarray]:
 def forward(case: Case, dtype: str) -> Trace:
     with _precision(dtype):
         torch.manual_seed(case.seed)
-        fresh = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
+        fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
         yield "initial", {n: _array(t) for n, t in fresh.state_dict().items() if not n.endswith("num_batches_tracked")}
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
@@ -149,9 +150,9 @@ def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trac
         for step in range(steps):
             batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
             with _activations(state.model) as seen:
-                found = trainer.train_step(state, batch, case.config.ssl)
+                found = algorithm.train_step(state, batch, case.config.ssl)
             parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
-            seen = {n: _array(trainer.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
+            seen = {n: _array(algorithm.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
             yield from _select(step, sections, {
                 "lr": {"lr": np.array(lr)},
                 "activations": seen,
@@ -177,7 +178,7 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
             gradients = case.weights(shapes, 0.1, salt=f"gradient {i}")
             surrogate = sum((p * torch.from_numpy(gradients[n]).to(p.dtype)).sum() for n, p in parameters.items()
                             if n not in IDLE)
-            trainer.update(state, surrogate)
+            algorithm.update(state, surrogate)
             yield f"round {i} momentum", _named(state.optimizer.momentum_buffers().items())
             yield f"round {i} weights", _named(parameters.items())
 

@@ -13,12 +13,12 @@ import paddle
 import torch
 
 import fixmatch.models
-import parity.models
+import parity.mirror.models
 from fixmatch import optimizer as paddle_optimizer
 from fixmatch.evaluate import score
 from fixmatch.losses import cross_entropy
-from parity import optimizer as torch_optimizer
-from parity.evaluate import accuracy
+from parity.mirror import optimizer as torch_optimizer
+from parity.mirror.evaluate import accuracy
 from parity.weights import torch_to_paddle
 
 STAGES = ("forward", "metric", "loss", "bp_align", "train_align")
@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, seeds) -> str:
 def _pairs(arch: str, shape: dict, seeds):
     """(stage, name, our value, the reference's value), from the same weights and fake batches."""
     torch.manual_seed(0)
-    theirs = _with_fitting_statistics(parity.models.build_model(arch, 10, **shape))
+    theirs = _with_fitting_statistics(parity.mirror.models.build_model(arch, 10, **shape))
     ours = fixmatch.models.build_model(arch, 10, **shape)
     ours.eval()
     weights = torch_to_paddle({n: t.numpy().copy() for n, t in theirs.state_dict().items()})

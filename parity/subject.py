@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import paddle
 
-from fixmatch import evaluate, losses, schedule, trainer
+from fixmatch import evaluate, losses, schedule
+from fixmatch import step as algorithm
+from fixmatch.checkpoint import load_weights
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
@@ -38,18 +40,18 @@ def _named(items) -> dict[str, np.ndarray]:
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     shapes = {n: a.shape for n, a in paddle_to_torch({n: t.numpy() for n, t in model.state_dict().items()}).items()}
     arrays = torch_to_paddle(case.weights(shapes, scale, salt))
-    trainer.load_weights(model, {n: a.astype(paddle.get_default_dtype()) for n, a in arrays.items()})
+    load_weights(model, {n: a.astype(paddle.get_default_dtype()) for n, a in arrays.items()})
 
 
-def _build(case: Case) -> trainer.TrainState:
-    state = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+def _build(case: Case) -> algorithm.TrainState:
+    state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
     _load(state.model, case)
     _load(state.ema.average, case)
     state.model.train()
     return state
 
 
-def _momentum(state: trainer.TrainState, case: Case) -> dict[str, np.ndarray]:
+def _momentum(state: algorithm.TrainState, case: Case) -> dict[str, np.ndarray]:
     """The momentum buffers; without momentum Torch keeps none, and Paddle a copy of the gradients."""
     return _named(state.optimizer.state().items()) if case.config.optim.momentum > 0 else {}
 
@@ -75,7 +77,7 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 
 def forward(case: Case, dtype: str) -> Trace:
     with precision(dtype):
-        fresh = trainer.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
+        fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
         yield "initial", _named(fresh.state_dict().items())
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
@@ -144,7 +146,7 @@ def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trac
         for step in range(steps):
             batch, lr = case.batch(step), state.scheduler.get_lr()
             with _activations(state.model) as seen:
-                found = trainer.train_step(state, batch, case.config.ssl)
+                found = algorithm.train_step(state, batch, case.config.ssl)
             yield from _select(step, sections, {
                 "lr": {"lr": np.array(lr)},
                 "activations": seen,
@@ -171,7 +173,7 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
             gradients = torch_to_paddle(case.weights(shapes, 0.1, salt=f"gradient {i}"))
             surrogate = sum((p * paddle.to_tensor(gradients[n], dtype=p.dtype)).sum() for n, p in parameters.items()
                             if n not in IDLE)
-            trainer.update(state, surrogate)
+            algorithm.update(state, surrogate)
             yield f"round {i} momentum", _momentum(state, case)
             yield f"round {i} weights", _named(parameters.items())
 

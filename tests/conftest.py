@@ -1,41 +1,16 @@
 """Fixtures that more than one test file uses. Every random number in the tests has a fixed seed."""
 
-import gc
 import os
 import pathlib
 import subprocess
 import sys
-import tracemalloc
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from cifar_archive import ARCHIVES, contents, write_archive
+from running import ROOT, Ran, tool_environment
 
 import fixmatch  # noqa: F401  before paddle: it sets the math threads
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TINY = ["model.depth=10", "model.width=1", "train.batch_size=4", "train.mu=2", "parity.enabled=false",
-        "run.log_every=1"]
-
-
-class Ran(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-
-
-def growth(work, calls: int, rounds: int) -> float:
-    """Bytes that Python keeps after `calls` calls of `work`: the median of rounds, since at first free lists fill."""
-    held = []
-    tracemalloc.start()
-    for _ in range(rounds):
-        for _ in range(calls):
-            work()
-        gc.collect()
-        held.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
-    return float(np.median(np.diff(held)))
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +29,6 @@ def run_tool():
                               capture_output=True, timeout=timeout, env=tool_environment(), check=False, **options)
         return Ran(done.returncode, done.stdout, done.stderr)
     return run
-
-
-def tool_environment() -> dict:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def digits(*overrides: str) -> list:
-    """Arguments for a tiny training on the digits."""
-    return ["-c", ROOT / "configs/digits.yaml", "-o", *TINY, *overrides]
 
 
 @pytest.fixture

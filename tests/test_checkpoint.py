@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from fixmatch import checkpoint, files
-from fixmatch.checkpoint import CheckpointError
+from fixmatch.checkpoint import CheckpointError, load_weights
 from fixmatch.models import build_model
-from fixmatch.trainer import load_weights
 
 ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "ema/w": np.ones((2, 3)), "scalar": np.float32(2)}
 

@@ -16,11 +16,11 @@ import sys
 import numpy as np
 import pytest
 from cifar_archive import ARCHIVES, contents, write_archive
-from conftest import ROOT, digits, tool_environment
+from running import ROOT, digits, tool_environment
 
 from fixmatch import checkpoint, cli
 from fixmatch.config import load_config
-from fixmatch.data.digits import load_digits
+from fixmatch.data.sources.digits import load_digits
 from fixmatch.data.split import load_split
 from fixmatch.trainer import StopSignal
 

@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 import yaml
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import ROOT
 
 from fixmatch.config import KEYS, SECTIONS, Config, ConfigError, from_dict, load_config, to_dict, to_yaml
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.io
 from cifar_archive import contents, write_archive
-from conftest import digits
+from running import digits
 
 from fixmatch import cli
-from fixmatch.data.digits import load_digits
+from fixmatch.data.sources.digits import load_digits
 from fixmatch.evaluate import predictions_csv
 
 

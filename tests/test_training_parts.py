@@ -5,9 +5,9 @@ import math
 import numpy as np
 import paddle
 import pytest
-from conftest import growth
+from running import growth
 
-from fixmatch import trainer
+from fixmatch import step as algorithm
 from fixmatch.config import Config, ModelConfig
 from fixmatch.data.loader import Batch
 from fixmatch.ema import EMA
@@ -272,11 +272,11 @@ def test_a_step_leaves_nothing_behind():
     x, u_w, u_s = (rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for n in (2, 4, 4))
     batch = Batch(x, np.array([1, 3]), u_w, u_s, np.array([0, 1, 2, -1]))
     config = Config(model=ModelConfig(depth=10, width=1))
-    state = trainer.build_state(config, 10, (0.5,) * 3, (0.2,) * 3)
+    state = algorithm.build_state(config, 10, (0.5,) * 3, (0.2,) * 3)
     monitor = Monitor(None, 1000, 0, 10)
 
     def step():
-        monitor.record(10, trainer.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
+        monitor.record(10, algorithm.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
 
     assert growth(step, calls=100, rounds=6) < 10_000  # two paddle.to_tensor a step would be 22,000
 

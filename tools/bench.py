@@ -128,7 +128,7 @@ def _smooth_images(rng, count: int):
 
 
 def _pairs(images, rng, count: int):
-    from fixmatch.data import views
+    from fixmatch.data.augment import views
 
     return views.weak_and_strong(images, rng.integers(len(images), size=count), views.draw(rng, count, SIZE))
 
@@ -136,7 +136,7 @@ def _pairs(images, rng, count: int):
 def _threaded_rate(images, rng, count: int, threads: int) -> float:
     import numpy as np
 
-    from fixmatch.data import views
+    from fixmatch.data.augment import views
 
     def share(pool):
         index, plan = rng.integers(len(images), size=count), views.draw(rng, count, SIZE)
@@ -151,7 +151,7 @@ def _threaded_rate(images, rng, count: int, threads: int) -> float:
 
 
 def _first_batch_seconds() -> float:
-    code = ("import time, numpy as np\nfrom fixmatch.data import views\nrng = np.random.default_rng(0)\n"
+    code = ("import time, numpy as np\nfrom fixmatch.data.augment import views\nrng = np.random.default_rng(0)\n"
             "images = np.zeros((8, 32, 32, 3), np.uint8)\nstart = time.perf_counter()\n"
             "views.weak_and_strong(images, np.arange(8), views.draw(rng, 8, 32))\nprint(time.perf_counter() - start)")
     with tempfile.TemporaryDirectory() as folder:
@@ -378,13 +378,13 @@ def _batches(batch_size: int):
 
 
 def _paddle_step(name: str, config, batch_size: int):
-    from fixmatch import trainer
+    from fixmatch import step as algorithm
     from fixmatch.models.layers import set_cpu_kernels
     from fixmatch.monitor import Monitor
 
     set_cpu_kernels("on" if name == OURS else "off")
     batches = _batches(batch_size)
-    state = trainer.build_state(config, 10, MEAN, STD)
+    state = algorithm.build_state(config, 10, MEAN, STD)
     folder = pathlib.Path(tempfile.mkdtemp())
     monitor = Monitor(folder, 10**6, 0, log_every=50)
     spent = {"step": 0.0, "rest": 0.0}
@@ -395,7 +395,7 @@ def _paddle_step(name: str, config, batch_size: int):
     def step():
         started = time.perf_counter()
         batch = take()
-        losses = trainer.train_step(state, batch, config.ssl)
+        losses = algorithm.train_step(state, batch, config.ssl)
         number = next(count)
         if number > 1:  # the first also opens files and compiles
             record(number, losses, batch, 0.03, 0.0)
@@ -423,18 +423,18 @@ def _timed(function, spent: dict):
 def _torch_step(name: str, config, batch_size: int):
     import torch
 
-    from parity import trainer
+    from parity.mirror import step as algorithm
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     batches = _batches(batch_size)
-    state = trainer.build_state(config, 10, MEAN, STD)
+    state = algorithm.build_state(config, 10, MEAN, STD)
     if name == "torch channels_last":
         state.model.to(memory_format=torch.channels_last)
         normalize = state.normalize
         state.normalize = lambda images: normalize(images).contiguous(memory_format=torch.channels_last)
     elif name == "torch compile":
         state.model.compile()
-    return lambda: trainer.train_step(state, next(batches), config.ssl).loss.item(), dict
+    return lambda: algorithm.train_step(state, next(batches), config.ssl).loss.item(), dict
 
 
 # The self-check

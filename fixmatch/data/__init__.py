@@ -19,26 +19,26 @@ def load_source(config: DataConfig) -> Source:
 def _read(config: DataConfig) -> Source:
     match config.name:  # each source imports what only it needs
         case "digits":
-            from fixmatch.data.digits import load_digits
+            from fixmatch.data.sources.digits import load_digits
 
             return load_digits()
         case "cifar10" | "cifar100":
-            from fixmatch.data.cifar import load_cifar
+            from fixmatch.data.sources.cifar import load_cifar
 
             return load_cifar(config.name, config.root, config.download)
         case "svhn":
-            from fixmatch.data.svhn import load_svhn
+            from fixmatch.data.sources.svhn import load_svhn
 
             return load_svhn(config.root, config.download, config.extra)
         case "stl10":
-            from fixmatch.data.stl10 import load_stl10
+            from fixmatch.data.sources.stl10 import load_stl10
 
             return load_stl10(config.root, config.download)
         case "folder":
-            from fixmatch.data.folder import load_folder
+            from fixmatch.data.sources.folder import load_folder
 
             return load_folder(config.root, config.image_size, config.max_broken)
         case "csv":
-            from fixmatch.data.folder import load_csv
+            from fixmatch.data.sources.folder import load_csv
 
             return load_csv(config.root, config.image_size, config.max_broken)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fixmatch.data import ctaugment, randaugment, views
+from fixmatch.data.augment import ctaugment, randaugment, views
+from fixmatch.data.augment.recipes import POLICIES
 from fixmatch.data.dataset import Dataset
-from fixmatch.data.recipes import POLICIES
 from fixmatch.data.split import Split
 
 EXPAND_STEPS = 1024  # the labeled set is repeated to last this many steps a pass (the reference's "expand labels")

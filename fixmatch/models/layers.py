@@ -2,7 +2,7 @@
 
 The networks are written once. Where the CPU kernels of fixmatch.kernels apply (float32 on a CPU they support),
 activations lie in memory as NHWC and run through them; everywhere else as NCHW through Paddle's own operators. Only
-`enter`, `global_average_pool` and the layers here know which.
+`to_kernel_layout`, `global_average_pool` and the layers here know which.
 
 Reference: kekmodel/FixMatch-pytorch, models/wideresnet.py and models/resnext.py.
 """
@@ -38,7 +38,7 @@ def on_kernels(x) -> bool:
             and kernels.status()[0])
 
 
-def enter(images):
+def to_kernel_layout(images):
     """[N, C, H, W] -> the layout that the layers below run in."""
     return images.transpose([0, 2, 3, 1]) if on_kernels(images) else images
 

@@ -6,7 +6,7 @@ import). Bottlenecks are type C: 1x1, grouped 3x3, 1x1. Shapes: N images, K clas
 
 from paddle import nn
 
-from fixmatch.models.layers import BatchNorm2D, Conv2D, add, enter, global_average_pool, xavier_linear
+from fixmatch.models.layers import BatchNorm2D, Conv2D, add, global_average_pool, to_kernel_layout, xavier_linear
 
 ACTIVATION = "mish"
 WIDEN_FACTOR = 4
@@ -56,7 +56,7 @@ class ResNeXt(nn.Layer):
         self.classifier = xavier_linear(channels[3], num_classes)
 
     def forward(self, x):
-        out = self.bn_1(self.conv_1_3x3(enter(x)))  # [N, 64, H, W]
+        out = self.bn_1(self.conv_1_3x3(to_kernel_layout(x)))  # [N, 64, H, W]
         out = self.stage_1(out)  # [N, 256, H, W]
         out = self.stage_2(out)  # [N, 512, H/2, W/2]
         out = self.stage_3(out)  # [N, 1024, H/4, W/4]

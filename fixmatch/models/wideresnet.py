@@ -5,7 +5,7 @@ Reference: kekmodel/FixMatch-pytorch, models/wideresnet.py. Shapes: N images, C 
 
 from paddle import nn
 
-from fixmatch.models.layers import BatchNorm2D, Conv2D, add, enter, global_average_pool, xavier_linear
+from fixmatch.models.layers import BatchNorm2D, Conv2D, add, global_average_pool, to_kernel_layout, xavier_linear
 
 ACTIVATION = ("leaky_relu", 0.1)
 
@@ -67,7 +67,7 @@ class WideResNet(nn.Layer):
         self.fc = xavier_linear(channels[3], num_classes)
 
     def forward(self, x):
-        out = self.conv1(enter(x))  # [N, 16, H, W]
+        out = self.conv1(to_kernel_layout(x))  # [N, 16, H, W]
         out = self.block1(out)  # [N, 16k, H, W]
         out = self.block2(out)  # [N, 32k, H/2, W/2]
         out = self.block3(out)  # [N, 64k, H/4, W/4]

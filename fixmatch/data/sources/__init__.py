@@ -1,0 +1,1 @@
+"""Where images and labels come from, one file a kind of source."""

@@ -1,0 +1,70 @@
+"""One FixMatch step. Mirrors fixmatch/step.py, line for line.
+
+Reference: kekmodel/FixMatch-pytorch, train.py. Shapes: B labeled images, M = mu * B unlabeled ones, K classes, C H W.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from parity.mirror.ema import EMA
+from parity.mirror.losses import FixMatchLoss, fixmatch_loss
+from parity.mirror.models import build_model
+from parity.mirror.normalize import Normalize
+from parity.mirror.optimizer import TwoGroupSGD
+from parity.mirror.schedule import build_scheduler
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What a step changes."""
+
+    model: torch.nn.Module
+    ema: EMA
+    optimizer: TwoGroupSGD
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    normalize: Normalize
+
+
+def interleave(x, size: int):
+    """The reference mixes the three parts before the forward pass, so that chunks on several GPUs see all of them."""
+    return x.reshape([-1, size, *x.shape[1:]]).transpose(0, 1).reshape([-1, *x.shape[1:]])
+
+
+def de_interleave(x, size: int):
+    """The inverse of `interleave`."""
+    return x.reshape([size, -1, *x.shape[1:]]).transpose(0, 1).reshape([-1, *x.shape[1:]])
+
+
+def train_step(state: TrainState, batch, ssl) -> FixMatchLoss:
+    """One step of FixMatch on one batch, in train mode."""
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))  # [B + 2M, C, H, W]
+    targets_x = torch.from_numpy(batch.targets_x)  # [B]
+
+    parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
+    logits = de_interleave(state.model(interleave(images, parts)), parts)  # [B + 2M, K]
+    logits_x = logits[:len(batch.x)]
+    logits_u_w, logits_u_s = logits[len(batch.x):].chunk(2)
+
+    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u)
+    update(state, losses.loss)
+    return losses
+
+
+def update(state: TrainState, loss) -> None:
+    """Gradients, then in the reference's order: optimizer, schedule, EMA, clear."""
+    loss.backward()
+    state.optimizer.step()
+    state.scheduler.step()
+    state.ema.update()
+    state.model.zero_grad()
+
+
+def build_state(config, num_classes: int, mean, std) -> TrainState:
+    """A fresh network and everything that trains it."""
+    model = build_model(num_classes=num_classes, **dataclasses.asdict(config.model))
+    optim = config.optim
+    optimizer = TwoGroupSGD(model, optim.lr, optim.momentum, optim.weight_decay, optim.nesterov)
+    scheduler = build_scheduler(optimizer, config.train.total_steps, optim.warmup_steps)
+    return TrainState(model, EMA(model, config.ema.decay), optimizer, scheduler, Normalize(mean, std))

@@ -1,0 +1,41 @@
+"""Running the commands in processes of their own, and what tests hold them to."""
+
+import gc
+import os
+import pathlib
+import tracemalloc
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TINY = ["model.depth=10", "model.width=1", "train.batch_size=4", "train.mu=2", "parity.enabled=false",
+        "run.log_every=1"]
+
+
+class Ran(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def growth(work, calls: int, rounds: int) -> float:
+    """Bytes that Python keeps after `calls` calls of `work`: the median of rounds, since at first free lists fill."""
+    held = []
+    tracemalloc.start()
+    for _ in range(rounds):
+        for _ in range(calls):
+            work()
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    return float(np.median(np.diff(held)))
+
+
+def tool_environment() -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def digits(*overrides: str) -> list:
+    """Arguments for a tiny training on the digits."""
+    return ["-c", ROOT / "configs/digits.yaml", "-o", *TINY, *overrides]
