@@ -1,8 +1,24 @@
-"""FixMatch for PaddlePaddle, numerically the PyTorch reference's."""
+"""FixMatch for PaddlePaddle, numerically the PyTorch reference's.
+
+    import fixmatch
+    result = fixmatch.train(fixmatch.load_config("digits"))
+    result.top1
+"""
+
+import importlib
 
 from fixmatch.runtime import configure
 from fixmatch.version import __version__
 
-__all__ = ["__version__"]
+_PUBLIC = {"train": "fixmatch.run", "evaluate": "fixmatch.run", "Config": "fixmatch.config",
+           "load_config": "fixmatch.config"}
+__all__ = ["__version__", *_PUBLIC]
 
 configure()  # before anything imports paddle
+
+
+def __getattr__(name: str):
+    """The public names, whose modules take seconds to load and so are loaded at their first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fixmatch' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,14 +1,16 @@
 """Checkpoints: arrays in a safetensors file, everything else in JSON beside it; loading one executes nothing.
 
-A checkpoint is a folder with checkpoint.json and the arrays-HASH.safetensors that it names. The arrays are written
-first, and replacing checkpoint.json commits them, so a killed process or a full disk leaves the previous one whole.
+A checkpoint is a folder with checkpoint.json, its manifest, and the arrays-HASH.safetensors that the manifest names.
+The arrays are written first, and replacing checkpoint.json commits them, so a killed process or a full disk leaves the
+previous one whole.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
@@ -19,11 +21,8 @@ from safetensors.numpy import save as save_arrays
 from fixmatch.files import write_atomic
 
 FORMAT = 1
-_MANIFEST = "checkpoint.json"
+_FILE = "checkpoint.json"
 _ARRAYS = r"arrays-[0-9a-f]+\.safetensors"
-_FACTS = {  # what they must be: a type, [each item], (exactly these items) or {at least these entries}
-    "step": int, "seconds": float, "train_seconds": float, "split_sha256": str, "config": {}, "scaler": {},
-    "classes": [str], "mean": (float,) * 3, "std": (float,) * 3, "history": {"raw": [float], "ema": [float]}}
 
 
 class CheckpointError(ValueError):
@@ -31,18 +30,57 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says beside its arrays."""
+
+    step: int  # finished steps
+    config: dict  # the resolved configuration, as config.to_dict gives it
+    dataset: str  # name of the data source
+    classes: tuple[str, ...]  # K names, in label order
+    mean: tuple[float, float, float]  # of pixels in [0, 1], a channel
+    std: tuple[float, float, float]
+    image_size: tuple[int, int] | None = None  # height and width in pixels
+    seconds: float = 0.0  # of training and evaluation, over all sessions
+    train_seconds: float = 0.0  # of that, in steps and waiting for their batches
+    evaluated_step: int | None = None  # the step that the last of `history` is from
+    # top-1 percents of all evaluations, oldest first
+    history: dict[str, list[float]] = field(default_factory=lambda: {"raw": [], "ema": []})
+    split_sha256: str = ""
+    world_size: int = 1  # ranks that train
+    scaler: dict = field(default_factory=dict)  # of mixed precision; empty without it
+    provenance: dict = field(default_factory=dict)  # versions, commit, machine, parity verdict
+
+    def to_json(self) -> dict:
+        """Provenance stands beside the other facts, under its own keys."""
+        facts = dataclasses.asdict(self)
+        return {**facts.pop("provenance"), **facts}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Manifest":
+        """The inverse of `to_json`. Raises CheckpointError where a fact is missing or is not what was saved."""
+        content, facts = dict(content), {}
+        for entry in dataclasses.fields(cls):
+            if entry.name in content and entry.name in _PATTERNS:
+                value = facts[entry.name] = content.pop(entry.name)
+                if not _fits(value, _PATTERNS[entry.name]):
+                    raise CheckpointError(f"{_FILE}: {entry.name!r} cannot be {value!r:.60}: damaged, or of another "
+                                          "program")
+            elif entry.default is entry.default_factory is dataclasses.MISSING:
+                raise CheckpointError(f"{_FILE}: has no {entry.name!r}: damaged, or of another program")
+        return cls(**facts, provenance=content)
+
+
+# What a fact must be in JSON: a type, [each item], (just these items), {at least these entries} or one of {these}.
+_PATTERNS = {
+    "step": int, "config": {}, "dataset": str, "classes": [str], "mean": (float,) * 3, "std": (float,) * 3,
+    "image_size": {(int, int), None}, "seconds": float, "train_seconds": float, "evaluated_step": {int, None},
+    "history": {"raw": [float], "ema": [float]}, "split_sha256": str, "world_size": int, "scaler": {}}
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     arrays: dict[str, np.ndarray]  # "model/NAME", "ema/NAME", "momentum/NAME", with CTAugment "augment/NAME"
-    meta: dict  # JSON: step, config, classes, history, versions, ...
-
-    def fact(self, key: str):
-        """An entry of `meta`. Raises CheckpointError where it is missing or is not what was saved under that name."""
-        if key not in self.meta:
-            raise CheckpointError(f"{_MANIFEST}: has no {key!r}: damaged, or of another program")
-        fact = self.meta[key]
-        if key in _FACTS and not _fits(fact, _FACTS[key]):
-            raise CheckpointError(f"{_MANIFEST}: {key!r} cannot be {fact!r:.60}: damaged, or of another program")
-        return fact
+    manifest: Manifest
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays below `prefix`, under the names that follow it."""
@@ -50,56 +88,61 @@ class Checkpoint:
 
 
 def _fits(value, pattern) -> bool:
-    """Whether `value`, read from JSON, is as in _FACTS; a float may have been written as an integer."""
-    if isinstance(pattern, dict):
-        return isinstance(value, dict) and all(k in value and _fits(value[k], p) for k, p in pattern.items())
-    if isinstance(pattern, list):
-        return isinstance(value, list) and all(_fits(item, pattern[0]) for item in value)
-    if isinstance(pattern, tuple):
-        return isinstance(value, list) and len(value) == len(pattern) and all(map(_fits, value, pattern))
+    """Whether `value`, read from JSON, is as in _PATTERNS; a float may have been written as an integer."""
+    match pattern:
+        case set():
+            return any(_fits(value, alternative) for alternative in pattern)
+        case dict():
+            return isinstance(value, dict) and all(k in value and _fits(value[k], p) for k, p in pattern.items())
+        case [each] if isinstance(pattern, list):
+            return isinstance(value, list) and all(_fits(item, each) for item in value)
+        case tuple():
+            return isinstance(value, list) and len(value) == len(pattern) and all(map(_fits, value, pattern))
+        case None:
+            return value is None
     return type(value) is pattern or (pattern is float and type(value) is int)
 
 
-def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
+def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest) -> None:
     """Writes a checkpoint into `folder`, replacing the one there. Raises OSError and keeps the old one if it cannot."""
     folder.mkdir(parents=True, exist_ok=True)
     blob = save_arrays({name: np.asarray(a, order="C") for name, a in arrays.items()})
     sha256 = hashlib.sha256(blob).hexdigest()
     file = folder / f"arrays-{sha256[:16]}.safetensors"
     write_atomic(file, blob)
-    manifest = {"format": FORMAT, "arrays": file.name, "sha256": sha256, **meta}
-    write_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    content = {"format": FORMAT, "arrays": file.name, "sha256": sha256, **manifest.to_json()}
+    write_atomic(folder / _FILE, json.dumps(content, indent=1) + "\n")
     for old in (*folder.glob("arrays-*.safetensors"), *folder.glob(".*.tmp")):  # .tmp: of a process that was killed
         if old != file:
             old.unlink()
 
 
 def exists(folder: pathlib.Path) -> bool:
-    return (folder / _MANIFEST).exists()
+    return (folder / _FILE).exists()
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
     """Reads and verifies a checkpoint. Raises CheckpointError."""
-    manifest = folder / _MANIFEST
+    file = folder / _FILE
     try:
-        meta = json.loads(manifest.read_text(encoding="utf-8"))
-        name = meta["arrays"]
-        if meta["format"] != FORMAT:
-            raise CheckpointError(f"{manifest}: format {meta['format']!r} is not one this version reads ({FORMAT})")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version, name, sha256 = (content.pop(key) for key in ("format", "arrays", "sha256"))
+        if version != FORMAT:
+            raise CheckpointError(f"{file}: format {version!r} is not one this version reads ({FORMAT})")
         if not re.fullmatch(_ARRAYS, name):
-            raise CheckpointError(f"{manifest}: arrays: {name!r} is not a file of this folder")
+            raise CheckpointError(f"{file}: arrays: {name!r} is not a file of this folder")
         blob = (folder / name).read_bytes()
-        if hashlib.sha256(blob).hexdigest() != meta["sha256"]:
-            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_MANIFEST}")
-        return Checkpoint(load_arrays(blob), meta)
+        if hashlib.sha256(blob).hexdigest() != sha256:
+            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_FILE}")
+        return Checkpoint(load_arrays(blob), Manifest.from_json(content))
     except CheckpointError:
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: no such file; {folder} holds no complete checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{manifest}: not a checkpoint ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not a checkpoint ({type(error).__name__}: {error})") from None
 
 
 def find(path: pathlib.Path, which: str = "latest") -> pathlib.Path:
@@ -119,6 +162,6 @@ def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
     given = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
-            raise CheckpointError(f"checkpoint does not fit the model: {name}: the model has "
-                                             f"{wanted.get(name)}, the checkpoint {given.get(name)}")
+            raise CheckpointError(f"checkpoint does not fit the model: {name}: the model has {wanted.get(name)}, the "
+                                  f"checkpoint {given.get(name)}")
     model.set_state_dict({name: paddle.to_tensor(a) for name, a in arrays.items()})

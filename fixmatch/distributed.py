@@ -14,6 +14,11 @@ def init() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def rank() -> int:
+    """Of this process; known before `init`, too."""
+    return dist.get_rank()
+
+
 def barrier() -> None:
     """Waits for all ranks. An all-reduce, because gloo's barrier is not there for every device."""
     if dist.get_world_size() > 1:

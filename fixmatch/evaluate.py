@@ -16,7 +16,7 @@ from fixmatch.normalize import to_device
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Scores:
     top1: float  # percent
     top5: float  # percent; of the K largest where K < 5
     loss: float  # mean cross-entropy
@@ -27,7 +27,7 @@ class Evaluation:
         return dataclasses.asdict(self)
 
 
-def evaluate(model, normalize, data: Dataset, batch_size: int) -> Evaluation:
+def evaluate(model, normalize, data: Dataset, batch_size: int) -> Scores:
     """Scores `model` on all of `data`, the last partial batch included."""
     logits, losses = predict(model, normalize, data, batch_size)
     return score(logits, data.labels, losses)
@@ -53,7 +53,7 @@ def predict(model, normalize, data: Dataset, batch_size: int) -> tuple[np.ndarra
     return np.concatenate(logits), np.concatenate(losses)
 
 
-def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluation:
+def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Scores:
     """Scores logits [N, K] against labels int64 [N]; `losses` [N] are averaged.
 
     Of equal logits the first class ranks first, as in argmax. A row with NaN in it counts as wrong.
@@ -65,7 +65,7 @@ def score(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> Evaluat
     np.add.at(confusion, (labels, order[:, 0]), 1)
     right, seen = hits[:, 0], np.bincount(labels, minlength=num_classes)
     right_by_class = np.bincount(labels[right], minlength=num_classes)
-    return Evaluation(
+    return Scores(
         top1=100.0 * float(right.mean()), top5=100.0 * float(hits[:, :5].any(axis=1).mean()),
         loss=float(losses.mean(dtype=np.float64)),
         per_class=[100.0 * int(r) / int(n) if n else None for r, n in zip(right_by_class, seen, strict=True)],

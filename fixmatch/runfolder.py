@@ -1,52 +1,57 @@
 """The folder of one run: made, locked against a second trainer, moved aside rather than overwritten."""
 
-import fcntl
 import itertools
-import os
 import pathlib
 import platform
 import subprocess
-import weakref
 
-import fixmatch
+from filelock import FileLock, Timeout
+
 from fixmatch.config import ConfigError
+from fixmatch.version import __version__
 
 _MARKS = ((".lock",), ("config.yaml", "split.json"))  # a folder that has all of one of these was made by a run
 
 
 class RunFolder:
-    """Holds the lock of `path` as long as this object lives.
+    """Holds the lock of `path` until `close`.
 
     A fresh start where an earlier run lies moves that run to PATH.1 (or .2, ...). Raises ConfigError when another
     process trains there, or when the folder holds something else.
     """
 
     def __init__(self, path: pathlib.Path, resume: bool):
-        self.path, self.moved_to, self._unlock = path, None, lambda: None
+        self.path, self.moved_to = path, None
+        self._lock = FileLock(path / ".lock", timeout=0)
         try:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"run.dir: {path} is a file")
             if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
                 if not any(all((path / name).exists() for name in mark) for mark in _MARKS):
                     raise ConfigError(f"run.dir: {path} holds files that are no run's; choose another folder")
-                self._lock()
+                self._acquire()
                 if not resume:
-                    aside = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
-                    self.moved_to = next(p for p in aside if not p.exists())
-                    path.rename(self.moved_to)
+                    self._move_aside()
             path.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._acquire()
         except OSError as error:
             raise ConfigError(f"run.dir: {path} cannot be used: {error.strerror}") from None
 
-    def _lock(self) -> None:
-        self._unlock()
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
-        self._unlock = weakref.finalize(self, os.close, handle)
+    def close(self) -> None:
+        self._lock.release(force=True)
+
+    def _acquire(self) -> None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire()
+        except Timeout:
             raise ConfigError(f"run.dir: another process is training in {self.path}; choose another run.dir") from None
+
+    def _move_aside(self) -> None:
+        """Gives up the lock first, because Windows renames no folder in which a file is open."""
+        self.close()
+        aside = (self.path.with_name(f"{self.path.name}.{n}") for n in itertools.count(1))
+        self.moved_to = next(p for p in aside if not p.exists())
+        self.path.rename(self.moved_to)
 
 
 def provenance() -> dict:
@@ -54,7 +59,7 @@ def provenance() -> dict:
     import numpy
     import paddle
 
-    return {"versions": {"fixmatch": fixmatch.__version__, "paddle": paddle.__version__, "numpy": numpy.__version__,
+    return {"versions": {"fixmatch": __version__, "paddle": paddle.__version__, "numpy": numpy.__version__,
                          "python": platform.python_version()},
             "commit": _commit(), "platform": platform.platform(), "device": paddle.device.get_device()}
 

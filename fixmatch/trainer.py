@@ -1,7 +1,7 @@
 """The loop around the step: batches, evaluations, checkpoints, signals."""
 
 import contextlib
-import math
+import dataclasses
 import signal
 import time
 
@@ -11,12 +11,13 @@ import paddle.nn.functional as F
 
 from fixmatch import checkpoint, distributed
 from fixmatch import step as algorithm
-from fixmatch.checkpoint import load_weights
+from fixmatch.checkpoint import Manifest, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Loader, ProbedBatch
 from fixmatch.evaluate import evaluate, summarize
-from fixmatch.monitor import NonFinite
+from fixmatch.log import LOGGER
+from fixmatch.metrics import NonFinite
 from fixmatch.normalize import to_device
 
 
@@ -44,12 +45,12 @@ class Trainer:
         loader: of this rank.
         monitor: of this rank; silent but for rank 0.
         checkpoints: the folder for latest/ and best/, or None on ranks other than 0.
-        provenance: JSON that every checkpoint carries: versions, commit, parity verdict, split.
+        manifest: what is known of the run before its first step; every checkpoint carries it.
     """
 
-    def __init__(self, config: Config, source: Source, loader: Loader, monitor, checkpoints, provenance: dict):
+    def __init__(self, config: Config, source: Source, loader: Loader, monitor, checkpoints, manifest: Manifest):
         self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
-        self.checkpoints, self.provenance = checkpoints, provenance
+        self.checkpoints, self.manifest = checkpoints, manifest
         self.state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
@@ -121,16 +122,15 @@ class Trainer:
         if self.loader.cta:
             arrays |= {f"augment/{name}": a for name, a in self.loader.cta.state().items()}
         if not all(np.isfinite(a).all() for a in arrays.values()):
-            raise NonFinite(self.step, "a weight", math.nan)
-        source = self.source
-        meta = {"step": self.step, "evaluated_step": self.evaluated_step, "seconds": round(self.seconds, 3),
-                "train_seconds": round(self.train_seconds, 3), "history": self.history, **self.provenance,
-                "dataset": source.name, "classes": source.classes, "mean": source.mean, "std": source.std,
-                "image_size": source.train.images.shape[1:3], "scaler": _plain(self.state.scaler.state_dict())}
+            raise NonFinite(f"a weight is not finite at step {self.step}")
+        manifest = dataclasses.replace(
+            self.manifest, step=self.step, evaluated_step=self.evaluated_step, seconds=round(self.seconds, 3),
+            train_seconds=round(self.train_seconds, 3), history=self.history,
+            scaler=_plain(self.state.scaler.state_dict()))
         if self.history["ema"] and self.history["ema"][-1] > self.best:
             self.best = self.history["ema"][-1]
-            checkpoint.save(self.checkpoints / "best", arrays, meta)
-        checkpoint.save(self.checkpoints / "latest", arrays, meta)
+            checkpoint.save(self.checkpoints / "best", arrays, manifest)
+        checkpoint.save(self.checkpoints / "latest", arrays, manifest)
         self.saved_step = self.step
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -138,15 +138,16 @@ class Trainer:
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
         self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
-        if scaler := saved.fact("scaler"):  # empty where amp was off, or on a CPU
-            self.state.scaler.load_state_dict(scaler)
-        self.step = self.saved_step = saved.fact("step")
-        self.evaluated_step = saved.meta.get("evaluated_step")
+        facts = saved.manifest
+        if facts.scaler:  # empty where amp was off, or on a CPU
+            self.state.scaler.load_state_dict(facts.scaler)
+        self.step = self.saved_step = facts.step
+        self.evaluated_step = facts.evaluated_step
         self.state.scheduler.step(self.step)
         if self.loader.cta:
             self.loader.cta.restore(self.step, saved.part("augment"))
-        self.seconds, self.train_seconds = saved.fact("seconds"), saved.fact("train_seconds")
-        self.history = saved.fact("history")
+        self.seconds, self.train_seconds = facts.seconds, facts.train_seconds
+        self.history = facts.history
         self.best = max(self.history["ema"], default=-1.0)
 
 
@@ -162,7 +163,8 @@ class StopSignal:
                 raise KeyboardInterrupt
             return
         self.requested = True
-        print("\nstopping after this step; press Ctrl-C again to stop at once, without a checkpoint", flush=True)
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line
+            LOGGER.info("\nstopping after this step; press Ctrl-C again to stop at once, without a checkpoint")
 
 
 @contextlib.contextmanager

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from fixmatch import checkpoint, files
-from fixmatch.checkpoint import CheckpointError, load_weights
+from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.models import build_model
 
 ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "ema/w": np.ones((2, 3)), "scalar": np.float32(2)}
 
 
+def manifest(step: int = 0, **facts) -> Manifest:
+    return Manifest(step, {"run": {"seed": 1}}, "digits", ("a", "b"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), **facts)
+
+
 @pytest.fixture
 def folder(tmp_path):
-    checkpoint.save(tmp_path / "latest", ARRAYS, {"step": 7, "history": {"ema": [1.5]}})
+    checkpoint.save(tmp_path / "latest", ARRAYS, manifest(7, history={"raw": [], "ema": [1.5]}))
     return tmp_path / "latest"
 
 
@@ -35,8 +39,8 @@ def edit(folder, **changes):
 
 def test_what_was_saved_is_loaded(folder):
     saved = checkpoint.load(folder)
-    assert saved.meta["step"] == 7
-    assert saved.meta["history"] == {"ema": [1.5]}
+    assert saved.manifest.step == 7
+    assert saved.manifest.history == {"raw": [], "ema": [1.5]}
     assert saved.arrays.keys() == ARRAYS.keys()
     for name, a in ARRAYS.items():
         assert np.array_equal(saved.arrays[name], a)
@@ -45,18 +49,18 @@ def test_what_was_saved_is_loaded(folder):
 
 
 def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
-    checkpoint.save(tmp_path, {"a": np.arange(6).reshape(2, 3).T}, {})
+    checkpoint.save(tmp_path, {"a": np.arange(6).reshape(2, 3).T}, manifest())
     assert checkpoint.load(tmp_path).arrays["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_later_save_replaces_the_earlier_and_leaves_one_set_of_arrays(folder):
-    checkpoint.save(folder, {"model/w": np.zeros(3)}, {"step": 8})
-    assert checkpoint.load(folder).meta["step"] == 8
+    checkpoint.save(folder, {"model/w": np.zeros(3)}, manifest(8))
+    assert checkpoint.load(folder).manifest.step == 8
     assert len(os.listdir(folder)) == 2
 
 
 def test_saving_the_same_arrays_again_keeps_them(folder):
-    checkpoint.save(folder, ARRAYS, {"step": 8})
+    checkpoint.save(folder, ARRAYS, manifest(8))
     assert checkpoint.load(folder).arrays["model/w"].shape == (2, 3)
 
 
@@ -75,8 +79,8 @@ def test_a_disk_that_fails_leaves_the_old_checkpoint(folder, monkeypatch, broken
         return real(*arguments)
     monkeypatch.setattr(files.os, broken, fail)
     with pytest.raises(OSError, match=r"No space left on device: '.*/latest/"):
-        checkpoint.save(folder, {"model/w": np.zeros(9)}, {"step": 8})
-    assert checkpoint.load(folder).meta["step"] == 7
+        checkpoint.save(folder, {"model/w": np.zeros(9)}, manifest(8))
+    assert checkpoint.load(folder).manifest.step == 7
     assert not list(folder.glob(".*"))
 
 
@@ -88,14 +92,14 @@ def test_a_kill_between_arrays_and_manifest_leaves_the_old_checkpoint(folder):
                 os._exit(9)  # nothing is cleaned up, as with SIGKILL
             files.write_atomic(path, content)
         checkpoint.write_atomic = write
-        checkpoint.save(folder, {"model/w": np.zeros(9)}, {"step": 8})
+        checkpoint.save(folder, {"model/w": np.zeros(9)}, manifest(8))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert len(list(folder.glob("arrays-*"))) == 2
-    assert checkpoint.load(folder).meta["step"] == 7
+    assert checkpoint.load(folder).manifest.step == 7
     (folder / ".arrays-1.safetensors.1.tmp").write_text("of a killed process")
-    checkpoint.save(folder, {"model/w": np.zeros(8)}, {"step": 9})
-    assert checkpoint.load(folder).meta["step"] == 9
+    checkpoint.save(folder, {"model/w": np.zeros(8)}, manifest(9))
+    assert checkpoint.load(folder).manifest.step == 9
     assert len(os.listdir(folder)) == 2
 
 
@@ -156,27 +160,36 @@ def test_nothing_there(tmp_path):
     ("mean", [[0.5, 0, 1]], ["x", 0.5, None, [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, "x"], [[0.5, 0.5, 0.5]]]),
     ("history", [{"raw": [], "ema": [1, 1.5]}], [{}, [], None, {"raw": []}, {"raw": 1, "ema": []},
                                                  {"raw": [], "ema": ["x" * 99]}]),
-    ("dataset", ["digits", 7], []),
+    ("dataset", ["digits"], [7, None]),
+    ("image_size", [None, [8, 8]], [8, [8], [8, 8, 8], ["8", 8]]),
+    ("evaluated_step", [None, 3], ["3", 3.5]),
+    ("world_size", [1, 8], [None, "1"]),
 ])
 def test_a_fact_is_what_it_must_be(folder, key, good, bad):
     for value in good:
         edit(folder, **{key: value})
-        assert checkpoint.load(folder).fact(key) == value
+        assert getattr(checkpoint.load(folder).manifest, key) == value
     for value in bad:
         edit(folder, **{key: value})
-        with pytest.raises(CheckpointError) as caught:
-            checkpoint.load(folder).fact(key)
-        assert str(caught.value).startswith(f"checkpoint.json: '{key}' cannot be {value!r:.60}")
+        assert error_of(folder).startswith(f"checkpoint.json: '{key}' cannot be {value!r:.60}")
 
 
-def test_a_fact_that_is_not_there(folder):
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: has no 'mean'"):
-        checkpoint.load(folder).fact("mean")
+@pytest.mark.parametrize("key", ["step", "config", "dataset", "classes", "mean", "std"])
+def test_a_fact_that_is_not_there(folder, key):
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    assert error_of(folder).startswith(f"checkpoint.json: has no '{key}'")
+
+
+def test_provenance_stands_beside_the_other_facts(tmp_path):
+    checkpoint.save(tmp_path, ARRAYS, manifest(3, provenance={"commit": "abc"}))
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["commit"] == "abc"
+    assert checkpoint.load(tmp_path).manifest.provenance == {"commit": "abc"}
 
 
 def test_find_takes_a_run_a_checkpoints_folder_or_a_checkpoint(tmp_path):
     for which in ("latest", "best"):
-        checkpoint.save(tmp_path / "checkpoints" / which, ARRAYS, {})
+        checkpoint.save(tmp_path / "checkpoints" / which, ARRAYS, manifest())
     best = tmp_path / "checkpoints/best"
     assert checkpoint.find(tmp_path, "best") == checkpoint.find(tmp_path / "checkpoints", "best") == best
     assert checkpoint.find(best) == best

@@ -22,6 +22,7 @@ from fixmatch import checkpoint, cli
 from fixmatch.config import load_config
 from fixmatch.data.sources.digits import load_digits
 from fixmatch.data.split import load_split
+from fixmatch.run import read_data
 from fixmatch.trainer import StopSignal
 
 STEPS = 100
@@ -136,8 +137,8 @@ def test_the_best_checkpoint_is_of_the_best_evaluation(whole):
     run, _ = whole
     evaluations = [line for line in lines_of(run / "metrics.jsonl") if line["kind"] == "eval"]
     best = max(evaluations, key=lambda line: line["ema"]["top1"])
-    assert checkpoint.load(run / "checkpoints/best").meta["step"] == best["step"]
-    assert checkpoint.load(run / "checkpoints/latest").meta["step"] == STEPS
+    assert checkpoint.load(run / "checkpoints/best").manifest.step == best["step"]
+    assert checkpoint.load(run / "checkpoints/latest").manifest.step == STEPS
 
 
 def test_it_learns(whole):
@@ -162,7 +163,7 @@ def test_eval_prints_the_numbers_of_the_log(whole, run_tool, place):
 def test_ctrl_c_saves_a_checkpoint(interrupted):
     run, code, out, err = interrupted
     assert (code, err) == (130, "")
-    step = checkpoint.load(run / "checkpoints/latest").meta["step"]
+    step = checkpoint.load(run / "checkpoints/latest").manifest.step
     assert 5 <= step < STEPS
     assert f"interrupted after step {step}" in out
     assert not (run / "result.json").exists()
@@ -216,7 +217,7 @@ def test_resume_after_the_end_changes_nothing(whole, place, run_tool, tmp_path):
 
 def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_tool, tmp_path):
     run = shutil.copytree(interrupted[0], tmp_path / "run")
-    step = checkpoint.load(run / "checkpoints/latest").meta["step"]
+    step = checkpoint.load(run / "checkpoints/latest").manifest.step
     arguments = *digits(f"run.dir={run}", f"train.total_steps={step}", "train.eval_every=40"), "--resume"
     for _ in range(2):  # once is enough
         ran = run_tool("train", *arguments, cwd=place)
@@ -225,7 +226,7 @@ def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_t
         evaluations = [line for line in lines if line["kind"] == "eval"]
         assert [line["step"] for line in evaluations] == [step]
         assert result["top1"]["ema"]["last"] == evaluations[0]["ema"]["top1"]
-        assert checkpoint.load(run / "checkpoints/best").meta["step"] == step
+        assert checkpoint.load(run / "checkpoints/best").manifest.step == step
 
 
 def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, place, run_tool, tmp_path, capsys):
@@ -402,7 +403,7 @@ def test_a_loss_that_is_no_number_stops_the_run(diverged):
     assert re.search(r"loss\w* is (nan|inf) at step \d+", ran.stderr)
     failed = int(re.search(r"at step (\d+)", ran.stderr).group(1))
     saved = checkpoint.load(run / "checkpoints/latest")
-    assert saved.meta["step"] == failed - 1
+    assert saved.manifest.step == failed - 1
     assert f"from step {failed - 1}" in ran.stderr
     assert all(np.isfinite(a).all() for a in saved.arrays.values())
     assert not (run / "result.json").exists()
@@ -422,7 +423,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, run_tool, tmp_path):
     assert_one_line(ran, 1)
     assert re.search(r"/checkpoints/\w+/arrays-\w+.safetensors: File too large", ran.stderr)
     saved = checkpoint.load(run / "checkpoints/latest")
-    assert saved.meta["step"] == STEPS
+    assert saved.manifest.step == STEPS
     assert not list(run.rglob("*.tmp"))
 
 
@@ -431,7 +432,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, run_tool, tmp_path):
 
 @pytest.mark.parametrize(("override", "flip"), [("augment.flip=null", False), ("augment.flip=true", True)])
 def test_mirroring_is_the_data_sets_own_or_the_users(override, flip):
-    assert cli.load_data(load_config(ROOT / "configs/digits.yaml", [override]), rank=0).flip is flip
+    assert read_data(load_config(ROOT / "configs/digits.yaml", [override])).flip is flip
 
 
 def test_a_run_on_cifar_files(tmp_path, run_tool):

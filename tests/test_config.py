@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import ROOT
 
-from fixmatch.config import KEYS, SECTIONS, Config, ConfigError, from_dict, load_config, to_dict, to_yaml
+from fixmatch.config import KEYS, Config, ConfigError, from_dict, load_config, recipes, to_dict, to_yaml
+from fixmatch.settings import sections
 
 
 @pytest.fixture
@@ -207,12 +208,17 @@ def _values(kind, metadata):
 @st.composite
 def configs(draw) -> Config:
     tree = {}
-    for section, cls in SECTIONS.items():
+    for section, cls in sections(Config).items():
         tree[section] = {f.name: draw(_values(f.type, f.metadata)) for f in dataclasses.fields(cls)}
+    for name, entry in KEYS.items():  # what does nothing elsewhere keeps its default there
+        if entry.metadata["only"] is not None:
+            (other, key), values = entry.metadata["only"][0].split("."), entry.metadata["only"][1]
+            if tree[other][key] not in values:
+                tree[name.split(".")[0]][entry.name] = entry.default
     tree["model"]["depth"] = 6 * draw(st.integers(2, 20)) + 4
     tree["train"]["total_steps"] += tree["optim"]["warmup_steps"]
     tree["optim"]["nesterov"] &= tree["optim"]["momentum"] > 0
-    return Config(**{section: SECTIONS[section](**values) for section, values in tree.items()})
+    return Config(**{section: sections(Config)[section](**values) for section, values in tree.items()})
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -235,6 +241,43 @@ def test_the_printed_config_loads_to_the_same(write):
                                "runtime: {cpu_kernels: off}"))
     assert config.runtime.cpu_kernels == "off"
     assert load_config(write(to_yaml(config), "again.yaml")) == config
+
+
+@pytest.mark.parametrize(("lines", "key", "where"), [
+    ("data: {name: cifar10, image_size: 32}", "data.image_size", "folder or csv"),
+    ("data: {name: digits, max_broken: 3}", "data.max_broken", "folder or csv"),
+    ("data: {name: stl10, extra: true}", "data.extra", "svhn"),
+    ("data: {name: svhn, fold: 0}", "data.fold", "stl10"),
+    ("model: {arch: wideresnet, cardinality: 8}", "model.cardinality", "resnext"),
+])
+def test_a_setting_that_does_nothing_is_an_error_that_says_so(write, lines, key, where):
+    path = write(lines)
+    message = error_of(path)
+    assert message.startswith(f"{path}: {key}: does nothing with ")
+    assert where in message
+
+
+def test_every_key_that_acts_only_somewhere_says_where_by_keys_and_values_that_are_there():
+    for entry in KEYS.values():
+        if entry.metadata["only"] is not None:
+            other, values = entry.metadata["only"]
+            assert set(values) <= set(KEYS[other].metadata["choices"])
+
+
+def test_every_key_has_a_meaning():
+    assert all(len(entry.metadata["meaning"]) > 5 for entry in KEYS.values())
+
+
+def test_a_packaged_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipes().keys() == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert load_config("digits") == load_config(ROOT / "configs/digits.yaml")
+    assert "no such configuration file" in error_of("digit")
+
+
+def test_a_few_anchors_do_not_make_a_long_message(write):
+    assert len(error_of(write("train:\n  mu:\n  - &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"  - &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))))) < 300
 
 
 def test_a_config_is_frozen():

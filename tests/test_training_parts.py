@@ -13,9 +13,10 @@ from fixmatch.data.loader import Batch
 from fixmatch.ema import EMA
 from fixmatch.evaluate import evaluate, score, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss, pseudo_label
+from fixmatch.metrics import Window, row_of
 from fixmatch.models import build_model
 from fixmatch.models.layers import BatchNorm2D
-from fixmatch.monitor import Monitor, _drop_later_lines, _row
+from fixmatch.monitor import Monitor, drop_later_lines
 from fixmatch.normalize import Normalize
 from fixmatch.optimizer import TwoGroupSGD, decays
 from fixmatch.schedule import build_scheduler, cosine_7_16
@@ -331,9 +332,9 @@ def monitored(targets_u, pseudo_labels, mask) -> dict:
     """What a monitor averages from one step with these unlabeled images."""
     zero, empty = paddle.zeros([]), np.zeros(0, np.int64)
     losses = FixMatchLoss(zero, zero, zero, tensor(mask), tensor(mask), labels(*pseudo_labels))
-    monitor = Monitor(None, 10, 0, 1)
-    monitor.rows.append(_row(losses, Batch(empty, empty, empty, empty, np.array(targets_u))).numpy())
-    return monitor._averages()
+    window = Window()
+    window.rows.append(row_of(losses, Batch(empty, empty, empty, empty, np.array(targets_u))).numpy())
+    return window.averages()
 
 
 def test_pseudo_labels_are_judged_where_the_class_is_known():
@@ -350,11 +351,11 @@ def test_a_monitor_without_a_folder_keeps_no_rows():
     monitor = Monitor(None, 10, 0, 1, world_size=2)
     batch = Batch(images, np.zeros(3, np.int64), images, images, np.zeros(3, np.int64))
     monitor.record(1, FixMatchLoss(zero, zero, zero, none, none, none), batch, 0.03, 0.0)
-    assert (monitor.rows, monitor.pending, monitor.images) == ([], [], 18)
+    assert (monitor.window.rows, monitor.window.pending, monitor.images) == ([], [], 18)
 
 
 def test_only_whole_lines_up_to_the_step_are_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n5\n[]\n{"step": "a"}\n{}\n{"step": 3}\n{"step": 2}\n{"ste')
-    _drop_later_lines(path, 2)
+    drop_later_lines(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

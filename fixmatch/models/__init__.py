@@ -1,6 +1,6 @@
 """The two networks of the reference, by name."""
 
-from fixmatch.models.layers import BN_MOMENTUM, BatchNorm2D
+from fixmatch.models.layers import BN_MOMENTUM
 from fixmatch.models.resnext import ResNeXt
 from fixmatch.models.wideresnet import WideResNet
 
@@ -21,12 +21,7 @@ def build_model(arch: str, num_classes: int, *, depth: int = 28, width: int = 2,
         ValueError: an unknown `arch`.
     """
     if arch == "wideresnet":
-        model = WideResNet(num_classes, depth=depth, widen_factor=width)
-    elif arch == "resnext":
-        model = ResNeXt(num_classes, depth=depth, base_width=width, cardinality=cardinality)
-    else:
-        raise ValueError(f"model.arch must be wideresnet or resnext, got {arch!r}")
-    for layer in model.sublayers():
-        if isinstance(layer, BatchNorm2D):
-            layer.momentum = bn_momentum
-    return model
+        return WideResNet(num_classes, depth, width, bn_momentum)
+    if arch == "resnext":
+        return ResNeXt(num_classes, depth, width, cardinality, bn_momentum)
+    raise ValueError(f"model.arch must be wideresnet or resnext, got {arch!r}")

@@ -68,14 +68,16 @@ class Conv2D(nn.Layer):
 class BatchNorm2D(nn.Layer):
     """Batch norm over N, H, W, then `activation`: None, "mish" or ("leaky_relu", slope).
 
+    `momentum` is the share of the old running statistics, 0..1, as in Paddle: Torch's 0.001 is 0.999 here.
+
     In train mode its running variance averages the *unbiased* batch variance, as Torch's does. Paddle's CPU kernel
     averages the biased one, and its GPU kernels differ by shape, so the running statistics are updated here, from the
     batch statistics that every kernel returns. They are buffers, never parameters, under paddle.nn.BatchNorm2D's names.
     """
 
-    def __init__(self, channels: int, activation=None):
+    def __init__(self, channels: int, activation=None, momentum: float = BN_MOMENTUM):
         super().__init__()
-        self.momentum, self.epsilon, self.activation = BN_MOMENTUM, BN_EPSILON, activation
+        self.momentum, self.epsilon, self.activation = momentum, BN_EPSILON, activation
         self.weight = self.create_parameter([channels], default_initializer=nn.initializer.Constant(1.0))
         self.bias = self.create_parameter([channels], is_bias=True)
         self.register_buffer("_mean", paddle.zeros([channels], dtype=self.weight.dtype))

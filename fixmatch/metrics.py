@@ -1,0 +1,83 @@
+"""What is measured of a step: a row of numbers that stays on the device until it is shown, and averages of rows.
+
+So a step does not wait for the host. Losses are means over images, the mask rate is a fraction, accuracies are percent.
+"""
+
+import math
+
+import numpy as np
+import paddle
+
+from fixmatch.normalize import to_device
+
+# Of one step: losses, and fractions of the unlabeled images: confident, of known class, of these rightly
+# pseudo-labeled, and the same two of the confident ones.
+COLUMNS = ("loss", "loss_x", "loss_u", "mask", "known", "right", "confident_known", "confident_right")
+
+
+class NonFinite(ArithmeticError):
+    """A loss or a weight became NaN or infinite; the message is one line."""
+
+
+def row_of(losses, batch):
+    """The losses and pseudo-label counts of a step as one small tensor on the device: float [8], in COLUMNS' order."""
+    with paddle.no_grad():
+        mask = losses.mask
+        if mask.size:
+            targets = to_device(batch.targets_u)
+            right = (losses.pseudo_labels == targets).astype(mask.dtype)
+            known = (targets >= 0).astype(mask.dtype)
+            parts = [mask, known, right, known * mask, right * mask]
+        else:
+            parts = [paddle.zeros([1], dtype=losses.loss.dtype)] * 5
+        fractions = paddle.stack(parts).mean(axis=1)
+        return paddle.concat([paddle.stack([losses.loss, losses.loss_x, losses.loss_u]).detach(), fractions])
+
+
+class Window:
+    """The rows of the steps since the last line of the log.
+
+    Args:
+        keeps: whether rows are kept for averages; without it they are only checked to be finite.
+    """
+
+    def __init__(self, keeps: bool = True):
+        self.keeps = keeps
+        self.pending: list[tuple[int, paddle.Tensor]] = []  # rows still on the device
+        self.rows: list[np.ndarray] = []
+
+    def add(self, step: int, losses, batch) -> None:
+        self.pending.append((step, row_of(losses, batch)))
+
+    def flush(self) -> None:
+        """Fetches the rows of all steps so far. Raises NonFinite at the first loss that is not a number."""
+        if not self.pending:
+            return
+        fetched = paddle.stack([row for _, row in self.pending]).numpy()
+        steps = [step for step, _ in self.pending]
+        self.pending.clear()
+        for step, row in zip(steps, fetched, strict=True):
+            for name, value in zip(COLUMNS[:3], row[:3].tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise NonFinite(f"{name} is {value} at step {step}")
+        if self.keeps:
+            self.rows.extend(fetched)
+
+    def averages(self) -> dict[str, float | None]:
+        """Means over the rows; impurity is the percentage of wrong labels among the confident ones."""
+        mean = dict(zip(COLUMNS, np.mean(self.rows, axis=0, dtype=np.float64).tolist(), strict=True))
+        known, right, confident_known, confident_right = (mean.pop(name) for name in COLUMNS[4:])
+        if known:
+            mean["pseudo_label_accuracy"] = 100 * right / known
+            mean["impurity"] = 100 * (1 - confident_right / confident_known) if confident_known else None
+        return mean
+
+    def clear(self) -> None:
+        self.rows.clear()
+
+
+def as_json(value):
+    """`value` with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: as_json(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,358 @@
+"""One run from its configuration to its result, and the evaluation of a checkpoint. What goes wrong is raised.
+
+    import fixmatch
+    result = fixmatch.train(fixmatch.load_config("digits"))
+    result.top1["ema"]["last"]
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fixmatch import checkpoint, distributed
+from fixmatch.checkpoint import Checkpoint, CheckpointError, Manifest, load_weights
+from fixmatch.config import KEYS, Config, ConfigError, from_dict, to_dict, to_yaml
+from fixmatch.data import load_source
+from fixmatch.data.dataset import Source
+from fixmatch.data.loader import Loader
+from fixmatch.data.split import Split, draw_split, load_split, save_split
+from fixmatch.data.split import choose_split as split_with
+from fixmatch.evaluate import Scores, predict, score
+from fixmatch.files import write_atomic
+from fixmatch.log import LOGGER, RunLog, shown
+from fixmatch.metrics import NonFinite
+from fixmatch.models import build_model
+from fixmatch.models.layers import set_cpu_kernels
+from fixmatch.monitor import Monitor
+from fixmatch.normalize import Normalize
+from fixmatch.preview import preview, save_png
+from fixmatch.runfolder import RunFolder, provenance
+from fixmatch.runtime import select_device
+from fixmatch.selfcheck import SelfCheck
+from fixmatch.settings import value_of
+from fixmatch.trainer import Trainer
+
+
+class SelfCheckFailed(RuntimeError):
+    """The run is not what the reference computes, so it was not trained; the message is one line."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run after a step; a checkpoint was saved, from which it can be resumed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run came to; the content of result.json. Accuracies are percent."""
+
+    folder: pathlib.Path  # of the run
+    steps: int
+    seconds: float  # of training and evaluation, over all sessions
+    images_per_second: float  # every image that went through the network in training
+    top1: dict[str, dict[str, float]]  # {"raw": ..., "ema": {"last", "best", "mean_last_20", "median_last_20"}}
+    parity: str  # the verdict of the self-check
+    about: dict  # seed, split, configuration, versions, commit, machine
+
+    def to_json(self) -> dict:
+        facts = dataclasses.asdict(self)
+        del facts["folder"]
+        return {**facts, **facts.pop("about")}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint's scores on all test images of its data set."""
+
+    folder: pathlib.Path  # of the checkpoint
+    step: int
+    raw: Scores
+    ema: Scores
+    ema_logits: np.ndarray  # float32 [N, K]
+    source: Source
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run starts from, on every rank."""
+
+    folder: pathlib.Path
+    source: Source
+    split: Split
+    saved: Checkpoint | None  # the checkpoint that is resumed
+    manifest: Manifest  # what is known of this run before its first step
+
+
+def train(config: Config, resume: bool = False) -> Result | None:
+    """Trains from `config`, and keeps everything in its run folder.
+
+    Args:
+        resume: go on from run.dir/checkpoints/latest, if there is one.
+
+    Returns:
+        The result; None on ranks other than 0.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what the user can mend; nothing was trained.
+        SelfCheckFailed: parity.on_failure is abort and the self-check failed.
+        NonFinite: a loss or a weight is no number; the checkpoints are from before.
+        Interrupted: a signal stopped the run; a checkpoint was saved.
+        OSError: the system failed, such as a full disk.
+    """
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(shown(quiet=distributed.rank() > 0))
+        log = RunLog()
+        cleanup.callback(log.close)
+        device = _use_device(config)
+        rank, world_size = distributed.init()
+        check = SelfCheck(config) if rank == 0 else None  # runs while the data is read
+        if check:
+            cleanup.callback(check.close)
+        inputs = _read_inputs(config, resume, rank, world_size)
+        trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
+        LOGGER.info(_headline(config, inputs, trainer, device))
+        if config.train.amp and device.startswith("cpu"):
+            LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")
+        if check:
+            _judge(config, inputs, check)
+        if resume:
+            _restore(config, inputs, trainer)
+        return _fit(inputs, trainer)
+
+
+def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequence[str] = ()) -> Evaluation:
+    """Scores the raw and the averaged weights of a checkpoint on the test images of its data set.
+
+    Args:
+        path: a run folder or a checkpoint folder.
+        which: "latest" or "best", of a run folder.
+        overrides: `section.key=value` settings to change, such as data.root.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one of other classes than the data's.
+        ConfigError, DataError: the settings or the data cannot be used.
+    """
+    folder = checkpoint.find(pathlib.Path(path), which)
+    saved = checkpoint.load(folder)
+    manifest = saved.manifest
+    config = from_dict(manifest.config, f"{folder}/checkpoint.json", overrides)
+    with shown():
+        _use_device(config)
+        source = load_source(config.data)
+    _check_classes(folder, manifest.classes, source)
+    model = build_model(num_classes=len(source.classes), **dataclasses.asdict(config.model))
+    normalize = Normalize(manifest.mean, manifest.std)
+    logits, found = {}, {}
+    for part, name in (("model", "raw"), ("ema", "ema")):
+        load_weights(model, saved.part(part))
+        logits[name], losses = predict(model, normalize, source.test, config.train.eval_batch_size)
+        found[name] = score(logits[name], source.test.labels, losses)
+    return Evaluation(folder, manifest.step, found["raw"], found["ema"], logits["ema"], source)
+
+
+# --- before the first step
+
+
+def _use_device(config: Config) -> str:
+    """Sets device and operators; returns a description of both. Raises ConfigError."""
+    try:
+        device = select_device(config.runtime.device)
+        return f"{device} ({set_cpu_kernels(config.runtime.cpu_kernels)})" if device == "cpu" else device
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> _Inputs:
+    folder = pathlib.Path(config.run.dir)
+    if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
+        folder = folder.resolve()
+    source = read_data(config, rank)
+    latest = folder / "checkpoints" / "latest"
+    saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
+    split = choose_split(config, source, folder / "split.json" if saved else None)
+    manifest = Manifest(
+        step=0, config=to_dict(config), dataset=source.name, classes=source.classes, mean=source.mean, std=source.std,
+        image_size=source.train.images.shape[1:3], split_sha256=split.sha256(), world_size=world_size,
+        provenance={**provenance(), "seed": config.run.seed})
+    if saved:
+        _check_resumable(config, saved.manifest, manifest)
+    return _Inputs(folder, source, split, saved, manifest)
+
+
+def read_data(config: Config, rank: int = 0) -> Source:
+    """The data set of `config`; the other ranks wait for rank 0, which may have to download it. Raises DataError."""
+    if rank > 0:
+        distributed.barrier()
+    source = load_source(config.data)
+    if rank == 0:
+        distributed.barrier()
+    flip = config.augment.flip
+    return source if flip is None else dataclasses.replace(source, flip=flip)
+
+
+def choose_split(config: Config, source: Source, recorded: pathlib.Path | None = None) -> Split:
+    """The split of the run that is resumed, or the given one, or a new one. Raises DataError or ConfigError.
+
+    Args:
+        recorded: split.json of the run that is resumed.
+    """
+    labels, data = source.train.labels, config.data
+    file = recorded or data.split_file
+    if file:
+        expected = 0 if data.fold is not None else sum(data.labels_per_class) or data.num_labeled
+        return load_split(pathlib.Path(file), source.name, labels, expected, data.include_labeled)
+    if data.fold is not None:
+        if data.fold >= len(source.folds):
+            raise ConfigError(f"data.fold: {source.name} has {len(source.folds)} folds, got {data.fold}")
+        return split_with(source.folds[data.fold], len(labels), data.include_labeled)
+    seed = config.run.seed if data.split_seed is None else data.split_seed
+    return draw_split(labels, len(source.classes), data.labels_per_class or data.num_labeled, seed,
+                      data.include_labeled)
+
+
+def build_loader(config: Config, source: Source, split: Split, rank: int = 0, world_size: int = 1) -> Loader:
+    """The batches of a rank, as `config` wants them."""
+    mu = config.train.mu if config.ssl.mode == "fixmatch" else 0
+    return Loader(source.train, split, config.train.batch_size, mu, config.run.seed, source.flip, rank, world_size,
+                  config.runtime.data_threads, strong=config.augment.strong)
+
+
+def _build_trainer(config: Config, inputs: _Inputs, rank: int, world_size: int, log: RunLog,
+                   cleanup: contextlib.ExitStack) -> Trainer:
+    """On rank 0 with the run folder and its first files."""
+    folder, source, saved = inputs.folder, inputs.source, inputs.saved
+    run = None
+    if rank == 0:
+        run = RunFolder(folder, resume=saved is not None)
+        cleanup.callback(run.close)
+        log.open(folder / "train.log")
+    monitor = Monitor(folder if run else None, config.train.total_steps, saved.manifest.step if saved else 0,
+                      config.run.log_every, world_size)
+    cleanup.callback(monitor.close)
+    if run:
+        if run.moved_to:
+            LOGGER.info(f"{folder}: held an earlier run, which is now in {run.moved_to}")
+        write_atomic(folder / "config.yaml", to_yaml(config))
+        save_split(inputs.split, folder / "split.json", source.name, source.train.labels)
+        picture = preview(source.train, source.flip, config.run.seed, config.augment.strong)
+        save_png(picture, folder / "preview.png")
+        monitor.add_run(config, picture)
+    loader = build_loader(config, source, inputs.split, rank, world_size)
+    return Trainer(config, source, loader, monitor, folder / "checkpoints" if run else None, inputs.manifest)
+
+
+def _headline(config: Config, inputs: _Inputs, trainer: Trainer, device: str) -> str:
+    model, train, source, split = config.model, config.train, inputs.source, inputs.split
+    shape = (f"WRN-{model.depth}-{model.width}" if model.arch == "wideresnet"
+             else f"ResNeXt-{model.depth} {model.cardinality}x{model.width}d")
+    count = sum(p.size for p in trainer.state.model.parameters())
+    batch = (f"{train.batch_size} labeled + {train.batch_size * train.mu} unlabeled images"
+             if config.ssl.mode == "fixmatch" else f"{train.batch_size} labeled images, supervised only,")
+    return (f"{config.run.name}: {shape}, {count:,} parameters, on {device}; {source.name}, {len(split.labeled)} "
+            f"labels (split {split.sha256()[:8]}), {len(split.unlabeled):,} unlabeled and {len(source.test):,} test "
+            f"images; {batch} a step, {train.total_steps:,} steps")
+
+
+def _judge(config: Config, inputs: _Inputs, check: SelfCheck) -> None:
+    """Waits for the self-check and keeps its verdict. Raises SelfCheckFailed."""
+    folder, verdict = inputs.folder, check.result()
+    write_atomic(folder / "parity.json", json.dumps(verdict, indent=1) + "\n")
+    LOGGER.info(f"self-check: {verdict['verdict']}{' (remembered)' if verdict.get('cached') else ''}")
+    inputs.manifest.provenance["parity"] = verdict["verdict"]
+    if verdict["passed"] is False and config.parity.on_failure == "abort":
+        raise SelfCheckFailed(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or run "
+                              f"tools/parity.py -c {folder}/config.yaml; parity.on_failure=warn trains all the same")
+
+
+# --- resuming
+
+
+def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:
+    """Raises ConfigError where going on would mix two different trainings."""
+    run = config.run.dir
+    old = from_dict(before.config, f"{run}/checkpoints/latest/checkpoint.json")
+    for name, entry in KEYS.items():
+        was, value = value_of(old, name), value_of(config, name)
+        if not entry.metadata["resumable"] and value != was:
+            raise ConfigError(f"--resume: {name}: {run} was trained with {was!r}, now it is {value!r}; use the old "
+                              "value or another run.dir")
+    if config.train.total_steps < before.step:
+        raise ConfigError(f"--resume: train.total_steps: {run} has done {before.step} steps already, more than "
+                          f"{config.train.total_steps}")
+    if before.world_size != now.world_size:
+        raise ConfigError(f"--resume: {run} was trained by {before.world_size} processes, now there are "
+                          f"{now.world_size}; launch as many as before")
+    if before.split_sha256 != now.split_sha256:
+        raise ConfigError(f"--resume: {run}/split.json is not the split of the checkpoint")
+
+
+def _restore(config: Config, inputs: _Inputs, trainer: Trainer) -> None:
+    if inputs.saved is None:
+        LOGGER.info(f"{inputs.folder}: no checkpoint to resume; starting at step 0")
+        return
+    trainer.restore(inputs.saved)
+    LOGGER.info(f"{inputs.folder}: resuming after step {trainer.step}")
+    was, now = inputs.saved.manifest.config["train"]["total_steps"], config.train.total_steps
+    if was != now:
+        LOGGER.info(f"train.total_steps: was {was:,}, now {now:,}; the learning rate follows the new schedule from "
+                    "here on")
+
+
+# --- the training itself
+
+
+def _fit(inputs: _Inputs, trainer: Trainer) -> Result | None:
+    """Trains to the end, to an interrupt or to a loss that is no number, and says which."""
+    folder = inputs.folder
+    try:
+        finished = trainer.fit()
+    except NonFinite as error:
+        last = (f"{folder}/checkpoints/latest is from step {trainer.saved_step}" if trainer.saved_step
+                else "no checkpoint was saved yet")
+        LOGGER.info(f"stopped: {error}; {last}; a lower optim.lr may help")
+        raise NonFinite(f"{error}; {last}; a lower optim.lr may help") from None
+    if not finished:
+        message = f"{folder}: interrupted after step {trainer.step}; checkpoint saved, --resume goes on from it"
+        LOGGER.info(message)
+        raise Interrupted(message)
+    if trainer.checkpoints is None:
+        return None
+    result = _result(inputs, trainer)
+    write_atomic(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n")
+    LOGGER.info(_closing(result))
+    return result
+
+
+def _result(inputs: _Inputs, trainer: Trainer) -> Result:
+    config, manifest = trainer.config, inputs.manifest
+    train, with_unlabeled = config.train, config.ssl.mode == "fixmatch"
+    images = trainer.step * manifest.world_size * train.batch_size * (1 + 2 * train.mu * with_unlabeled)
+    about = {"world_size": manifest.world_size, "config": manifest.config, "split_sha256": manifest.split_sha256}
+    about |= {name: fact for name, fact in manifest.provenance.items() if name != "parity"}
+    return Result(inputs.folder, trainer.step, round(trainer.seconds, 1), round(images / trainer.train_seconds, 1),
+                  trainer.top1(), manifest.provenance.get("parity", "not checked"), about)
+
+
+def _closing(result: Result) -> str:
+    ema, raw, folder = result.top1["ema"], result.top1["raw"], result.folder
+    return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. Top-1: EMA last {ema['last']:.2f} %, best "
+            f"{ema['best']:.2f} %, median of last 20 {ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.\n"
+            f"See {folder}/result.json and {folder}/preview.png; curves: visualdl --logdir {folder}/vdl --language en "
+            f"--disable-telemetry")
+
+
+# --- evaluation
+
+
+def _check_classes(folder: pathlib.Path, learned: Sequence[str], source: Source) -> None:
+    """Raises CheckpointError where the data's classes, or their order, are not those of the checkpoint in `folder`."""
+    for index, (there, here) in enumerate(itertools.zip_longest(learned, source.classes)):
+        if there != here:
+            raise CheckpointError(f"{folder}: trained on {len(learned)} classes, of which number {index} is {there!r}; "
+                                  f"of the {len(source.classes)} of {source.name} it is {here!r}; evaluate on data of "
+                                  "the same classes (data.name, data.root)")
