@@ -265,8 +265,9 @@ def _judge(config: Config, inputs: _Inputs, check: SelfCheck) -> None:
     LOGGER.info(f"self-check: {verdict['verdict']}{' (remembered)' if verdict.get('cached') else ''}")
     inputs.manifest.provenance["parity"] = verdict["verdict"]
     if verdict["passed"] is False and config.parity.on_failure == "abort":
-        raise SelfCheckFailed(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or run "
-                              f"tools/parity.py -c {folder}/config.yaml; parity.on_failure=warn trains all the same")
+        raise SelfCheckFailed(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or "
+                              f"run tools/parity.py -c {folder}/config.yaml; parity.on_failure=warn trains all the "
+                              "same")
 
 
 # --- resuming

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -14,11 +15,12 @@ from fixmatch import step as algorithm
 from fixmatch.checkpoint import Manifest, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
-from fixmatch.data.loader import Loader, ProbedBatch
+from fixmatch.data.loader import Batch, Loader, ProbedBatch
 from fixmatch.evaluate import evaluate, summarize
 from fixmatch.log import LOGGER
 from fixmatch.metrics import NonFinite
 from fixmatch.normalize import to_device
+from fixmatch.recorder import Recorder
 
 
 @paddle.no_grad()
@@ -59,33 +61,28 @@ class Trainer:
         self.train_seconds = 0.0  # of that, in steps and waiting for their batches
         self.history = {"raw": [], "ema": []}  # top-1 percents of all evaluations
         self.best = -1.0
+        self.recorder: Recorder | None = None  # writes down the first steps
+        self.on_step: Callable[[], None] | None = None  # called after every step; may raise to stop the run
 
     def fit(self) -> bool:
         """Trains up to train.total_steps. Returns False if a signal stopped it first; a checkpoint is then saved.
 
         Raises NonFinite when a loss is no longer a number; checkpoints are then from before that step.
         """
-        total, eval_every, ssl = self.config.train.total_steps, self.config.train.eval_every, self.config.ssl
+        total, eval_every = self.config.train.total_steps, self.config.train.eval_every
         started, before = time.perf_counter(), self.seconds
         batches = self.loader.batches(self.step, total)
         with stop_signal() as stop, contextlib.closing(batches):
             while self.step < total and not distributed.anywhere(stop.requested):
-                step_started = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - step_started
-                lr = self.state.scheduler.get_lr()
-                losses = (algorithm.train_step(self.state, batch, ssl) if ssl.mode == "fixmatch"
-                          else algorithm.supervised_step(self.state, batch))
-                self.step += 1
-                if self.loader.cta:
-                    self.loader.cta.update(self.step, *probe(self.state, batch))
-                self.monitor.record(self.step, losses, batch, lr, waited)
-                self.train_seconds += time.perf_counter() - step_started
-                if self.step % eval_every == 0 or self.step == total:
+                self._step(batches)
+                if self.on_step:
+                    self.on_step()
+                due = self.step % eval_every == 0 or self.step == total
+                if due:
                     self.monitor.flush()
                     self._evaluate()
                 self.seconds = before + time.perf_counter() - started
-                if self.step % eval_every == 0 or self.step == total:
+                if due:
                     self._save()
             if self.step == total and self.evaluated_step != total:  # resumed up to the step that was reached already
                 self._evaluate()
@@ -95,6 +92,25 @@ class Trainer:
         if self.saved_step != self.step:
             self._save()
         return self.step == total
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """One step on the next batch: trained, told to CTAugment, and taken note of."""
+        state, ssl, started = self.state, self.config.ssl, time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        lr = state.scheduler.get_lr()
+        recording = self.recorder is not None and not self.recorder.done
+        if recording:
+            self.recorder.before(state, batch, self.step, lr)
+        losses = (algorithm.train_step(state, batch, ssl) if ssl.mode == "fixmatch"
+                  else algorithm.supervised_step(state, batch))
+        if recording:
+            self.recorder.after(state, losses)
+        self.step += 1
+        if self.loader.cta:
+            self.loader.cta.update(self.step, *probe(state, batch))
+        self.monitor.record(self.step, losses, batch, lr, waited)
+        self.train_seconds += time.perf_counter() - started
 
     def _evaluate(self) -> None:
         """Scores the raw and the averaged weights, on rank 0; the other ranks wait before their next step."""

@@ -1,0 +1,68 @@
+"""Writes down the first steps of a training exactly as they happen, so that they can be computed again elsewhere.
+
+The recorder only watches: it copies what the loop, the step and the optimizer were given and left behind. A recording
+is a folder: facts.json, and a safetensors file for the start and for each step. parity/recording.py recomputes it.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fixmatch.step import TrainState
+
+STEPS = 3  # so many that momentum, schedule and average have all moved
+
+
+class Recorder:
+    """Records the first `steps` steps from where a trainer stands.
+
+    Args:
+        folder: of the recording; it is made.
+        steps: how many.
+    """
+
+    def __init__(self, folder: pathlib.Path, steps: int = STEPS):
+        self.folder, self.steps = folder, steps
+        self.facts: list[dict] = []  # one dict a step
+        self._gradients: dict[str, np.ndarray] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def done(self) -> bool:
+        return len(self.facts) == self.steps
+
+    def before(self, state: TrainState, batch, step: int, lr: float) -> None:
+        """Called just before the step that follows `step` finished ones, with what it will be given."""
+        if not self.facts:
+            self._write("start", self._state(state))
+        self._batch = batch
+        self._fact = {"step": step, "lr": lr, "training": {"model": state.model.training,
+                                                           "average": state.ema.average.training}}
+        self._update = state.optimizer.step
+
+        def update(*args):
+            self._gradients = {name: parameter.grad.numpy().copy() for name, parameter in state.model.named_parameters()
+                               if parameter.grad is not None}
+            return self._update(*args)
+
+        state.optimizer.step = update
+
+    def after(self, state: TrainState, losses) -> None:
+        """Called just after that step with what it returned."""
+        del state.optimizer.step  # the method of the class shows again
+        batch = {f"batch/{name}": a for name, a in self._batch._asdict().items() if isinstance(a, np.ndarray)}
+        found = {f"losses/{name}": t.detach().numpy() for name, t in losses._asdict().items()}
+        gradients = {f"gradient/{name}": a for name, a in self._gradients.items()}
+        self._write(f"step-{len(self.facts)}", {**batch, **found, **gradients, **self._state(state)})
+        self.facts.append(self._fact)
+        (self.folder / "facts.json").write_text(json.dumps(self.facts), encoding="utf-8")
+
+    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        save_file({n: np.array(a, order="C") for n, a in arrays.items()}, self.folder / f"{name}.safetensors")
+
+    def _state(self, state: TrainState) -> dict[str, np.ndarray]:
+        parts = {"model": state.model.state_dict(), "ema": state.ema.average.state_dict(),
+                 "momentum": state.optimizer.state()}
+        return {f"{part}/{name}": t.numpy() for part, tensors in parts.items() for name, t in tensors.items()}

@@ -1,0 +1,215 @@
+"""Recomputes the recorded first steps of a run (fixmatch/recorder.py) with the Torch mirror in float64.
+
+Every step is judged by itself: from the recorded state before it and its recorded batch, under the settings of the
+configuration, the mirror computes the losses, gradients and batch statistics; then from the recorded gradients the
+momentum, the weights and the average. So rounding of float32 does not grow from step to step, and a gate on every
+tensor can be narrow. Only a WideResNet's gradients are chaotic within a step: where a pre-activation near 0 changes
+sign, LeakyReLU has another slope. They are held to a wide gate here, and layer by layer to a narrow one in stage
+operators.
+B labeled images, M = mu * B unlabeled ones, K classes.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from fixmatch.config import Config
+from parity.compare import Row
+from parity.mirror import losses as mirror_losses
+from parity.mirror import step as algorithm
+from parity.mirror.schedule import cosine_7_16
+from parity.reference import precision
+from parity.weights import paddle_to_torch
+
+# Largest allowed error of a tensor in float32, relative to what the row compares it with. Measured on clean runs:
+# tests/parity/test_recording.py prints the worst of them.
+LOSS_GATE = 1e-4
+GRADIENT_GATE = {"wideresnet": 0.2, "resnext": 1e-2}  # relative L2
+STATISTIC_GATE = 1e-2  # of what a step adds to the running statistics, a thousandth of their size
+UPDATE_GATE = 1e-2  # of what a step adds to a weight, which float32 keeps with some 3 digits
+MOMENTUM_GATE = 1e-5
+AVERAGE_GATE = 1e-6
+UNDECIDED = 1e-3  # confidences so near to the threshold, and logits so near to each other, decide by rounding
+
+
+def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std) -> Iterator[Row]:
+    """Rows of all recorded steps, in the order in which a fault would show.
+
+    Args:
+        folder: of the recording.
+        config: of the run: what it was to train under.
+        num_classes: K.
+        mean, std: of pixels in [0, 1], a channel, that images were to be normalized with.
+    """
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    before = load_file(folder / "start.safetensors")
+    yield from _start_rows(before)
+    for number, fact in enumerate(facts):
+        after = load_file(folder / f"step-{number}.safetensors")
+        with precision("float64"):
+            state = algorithm.build_state(config, num_classes, mean, std)
+            yield from _step_rows(f"step {fact['step']}", state, config, before, after, fact)
+        before = after
+
+
+def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
+    losses["loss"].backward()
+    return {n: _array(p.grad).astype(np.float64) for n, p in state.model.named_parameters() if p.grad is not None}
+
+
+def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
+    """The average starts from the live network."""
+    for name, array in _part(start, "model").items():
+        yield _exact(f"start/average of {name}", start.get(f"ema/{name}"), array)
+
+
+def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict) -> Iterator[Row]:
+    yield _exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
+    yield _exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
+    optim = config.optim
+    lr = optim.lr * cosine_7_16(fact["step"], config.train.total_steps, optim.warmup_steps)
+    yield _near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
+    _load(state, before, lr)
+    yield from _forward_rows(label, state, config, before, after)
+    yield from _update_rows(label, state, config, before, after)
+
+
+def _forward_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
+    """Losses, gradients and running statistics, from the recorded batch."""
+    found = _part(after, "losses")
+    losses = _joint_losses(state, config, after)
+    for name in ("loss_x", "loss_u", "loss", "confidence"):
+        yield _near(f"{label} losses/{name}", found[name], _array(losses[name]), LOSS_GATE, floor=1.0)
+    for name in ("mask", "pseudo_labels"):
+        decided = _array(losses[f"{name} decided"])
+        yield _exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
+            decided, _array(losses[name]), 0).astype(found[name].dtype))
+    ours, expected = paddle_to_torch(_part(after, "gradient")), _gradients(state, losses)
+    floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
+    for name in [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
+        gate = GRADIENT_GATE[config.model.arch]
+        yield _near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
+    old, new = paddle_to_torch(_part(before, "model")), paddle_to_torch(_part(after, "model"))
+    for name, buffer in state.model.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            moved = _array(buffer) - old[name]
+            rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
+            yield _near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, STATISTIC_GATE,
+                        floor=rounding / STATISTIC_GATE)
+
+
+def _joint_losses(state, config: Config, after: dict) -> dict:
+    """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides."""
+    batch, found = _part(after, "batch"), _part(after, "losses")
+    ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
+    if ssl.mode != "fixmatch":
+        loss = torch.nn.functional.cross_entropy(state.model(state.normalize(batch["x"])), targets)
+        none = torch.zeros(0)
+        return {"loss": loss, "loss_x": loss, "loss_u": torch.zeros([]), "confidence": none, "mask": none,
+                "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}
+    images = state.normalize(np.concatenate([batch["x"], batch["u_w"], batch["u_s"]]))
+    logits = state.model(images)  # [B + 2M, K]
+    logits_x, logits_u_w, logits_u_s = logits.split([len(batch["x"]), len(batch["u_w"]), len(batch["u_s"])])
+    confidence, labels, mask = mirror_losses.pseudo_label(logits_u_w, ssl.threshold, ssl.temperature)
+    best, second = logits_u_w.detach().topk(2, dim=1).values.T
+    clear_label, clear_mask = best - second > UNDECIDED, (confidence - ssl.threshold).abs() > UNDECIDED
+    labels = torch.where(clear_label, labels, torch.from_numpy(found["pseudo_labels"]))
+    mask = torch.where(clear_mask, mask, torch.from_numpy(found["mask"]).to(mask.dtype))
+    loss_x = torch.nn.functional.cross_entropy(logits_x, targets)
+    loss_u = (torch.nn.functional.cross_entropy(logits_u_s, labels, reduction="none") * mask).mean()
+    return {"loss": loss_x + ssl.lambda_u * loss_u, "loss_x": loss_x, "loss_u": loss_u, "confidence": confidence,
+            "mask": mask, "pseudo_labels": labels, "mask decided": clear_mask, "pseudo_labels decided": clear_label}
+
+
+def _update_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
+    """Momentum, weights and average, from the recorded gradients."""
+    gradients = paddle_to_torch(_part(after, "gradient"))
+    old, new = paddle_to_torch(_part(before, "model")), paddle_to_torch(_part(after, "model"))
+    for name, parameter in state.model.named_parameters():
+        gradient = gradients.get(name)
+        parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(np.float64))
+    for group in state.optimizer.param_groups if config.train.clip_grad_norm else ():
+        torch.nn.utils.clip_grad_norm_(group["params"], config.train.clip_grad_norm)
+    state.optimizer.step()
+    momentum = paddle_to_torch(_part(after, "momentum"))
+    expected = {n: _array(t) for n, t in state.optimizer.momentum_buffers().items()}
+    if config.optim.momentum > 0:
+        for name in [*expected, *(n for n in _weights(momentum) if n not in expected)]:
+            yield _near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)
+    for name, parameter in state.model.named_parameters():
+        moved = _array(parameter) - old[name]
+        rounding = 2 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
+        yield _near(f"{label} weights/{name}", new[name].astype(np.float64) - old[name], moved, UPDATE_GATE,
+                    floor=rounding / UPDATE_GATE)
+    with torch.no_grad():  # the average follows the weights as they were recorded
+        for name, tensor in state.model.state_dict().items():
+            tensor.copy_(torch.from_numpy(new[name]))
+    state.ema.update()
+    average = paddle_to_torch(_part(after, "ema"))
+    for name, tensor in state.ema.average.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            yield _near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
+
+
+def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
+    """Puts a recorded state into the mirror."""
+    with torch.no_grad():
+        for model, part in ((state.model, "model"), (state.ema.average, "ema")):
+            given = paddle_to_torch(_part(arrays, part))
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(torch.from_numpy(given[name]))
+    momentum = paddle_to_torch(_part(arrays, "momentum"))
+    for name, parameter in state.model.named_parameters():
+        if name in momentum and state.optimizer.defaults["momentum"] > 0:
+            state.optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(momentum[name]).to(parameter.dtype)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.model.train()
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) + 1:]: a for name, a in arrays.items() if name.startswith(prefix + "/")}
+
+
+def _weights(state: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in state if not name.endswith("num_batches_tracked")]
+
+
+def _array(tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _exact(tensor: str, ours, reference) -> Row:
+    if ours is None:
+        return Row(tensor, np.inf, np.inf, False, "missing here", ours, reference)
+    if ours.shape != reference.shape:
+        return Row(tensor, np.inf, np.inf, False, f"shape {ours.shape}, the reference has {reference.shape}", ours,
+                   reference)
+    different = int((ours != reference).sum())
+    if not different:
+        return Row(tensor, 0.0, 0.0, True)
+    return Row(tensor, 1.0, different / ours.size, False, f"{different} of {ours.size} elements differ", ours,
+               reference)
+
+
+def _near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
+    """A row whose `relative` is the error over the reference's size, or over `floor` where that is smaller."""
+    if ours is None or reference is None:
+        return Row(tensor, np.inf, np.inf, False, "missing here" if ours is None else "only here, not in the reference",
+                   ours, reference)
+    if ours.shape != reference.shape:
+        return Row(tensor, np.inf, np.inf, False, f"shape {ours.shape}, the reference has {reference.shape}", ours,
+                   reference)
+    if not ours.size:
+        return Row(tensor, 0.0, 0.0, True)
+    difference = ours.astype(np.float64) - reference
+    size, scale = (float(np.abs(a).max()) if norm == "max" else float(np.sqrt(np.square(a).sum()))
+                   for a in (difference, reference))
+    scale = max(scale, floor * (1.0 if norm == "max" else np.sqrt(ours.size)), np.finfo(np.float64).tiny)
+    passed = size / scale <= gate  # false for NaN, too
+    return Row(tensor, float(np.abs(difference).max()), size / scale, passed, "" if passed else f"gate {gate:g}",
+               None if passed else ours, None if passed else reference)
