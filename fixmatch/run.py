@@ -32,6 +32,7 @@ from fixmatch.models.layers import set_cpu_kernels
 from fixmatch.monitor import Monitor
 from fixmatch.normalize import Normalize
 from fixmatch.preview import preview, save_png
+from fixmatch.recorder import Recorder
 from fixmatch.runfolder import RunFolder, provenance
 from fixmatch.runtime import select_device
 from fixmatch.selfcheck import SelfCheck
@@ -61,8 +62,8 @@ class Result:
 
     def to_json(self) -> dict:
         facts = dataclasses.asdict(self)
-        del facts["folder"]
-        return {**facts, **facts.pop("about")}
+        about, _ = facts.pop("about"), facts.pop("folder")
+        return {**facts, **about}
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ class _Inputs:
     manifest: Manifest  # what is known of this run before its first step
 
 
-def train(config: Config, resume: bool = False) -> Result | None:
+def train(config: Config, resume: bool = False, recorder: Recorder | None = None) -> Result | None:
     """Trains from `config`, and keeps everything in its run folder.
 
     Args:
         resume: go on from run.dir/checkpoints/latest, if there is one.
+        recorder: writes down the first steps.
 
     Returns:
         The result; None on ranks other than 0.
@@ -115,6 +117,7 @@ def train(config: Config, resume: bool = False) -> Result | None:
             cleanup.callback(check.close)
         inputs = _read_inputs(config, resume, rank, world_size)
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
+        trainer.recorder = recorder
         LOGGER.info(_headline(config, inputs, trainer, device))
         if config.train.amp and device.startswith("cpu"):
             LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")

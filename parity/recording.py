@@ -63,16 +63,16 @@ def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
 
 def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
     """The average starts from the live network."""
-    for name, array in _part(start, "model").items():
-        yield _exact(f"start/average of {name}", start.get(f"ema/{name}"), array)
+    for name, array in part(start, "model").items():
+        yield exact(f"start/average of {name}", start.get(f"ema/{name}"), array)
 
 
 def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict) -> Iterator[Row]:
-    yield _exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
-    yield _exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
+    yield exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
+    yield exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
     optim = config.optim
     lr = optim.lr * cosine_7_16(fact["step"], config.train.total_steps, optim.warmup_steps)
-    yield _near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
+    yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     _load(state, before, lr)
     yield from _forward_rows(label, state, config, before, after)
     yield from _update_rows(label, state, config, before, after)
@@ -80,31 +80,31 @@ def _step_rows(label: str, state, config: Config, before: dict, after: dict, fac
 
 def _forward_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
     """Losses, gradients and running statistics, from the recorded batch."""
-    found = _part(after, "losses")
+    found = part(after, "losses")
     losses = _joint_losses(state, config, after)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
-        yield _near(f"{label} losses/{name}", found[name], _array(losses[name]), LOSS_GATE, floor=1.0)
+        yield near(f"{label} losses/{name}", found[name], _array(losses[name]), LOSS_GATE, floor=1.0)
     for name in ("mask", "pseudo_labels"):
         decided = _array(losses[f"{name} decided"])
-        yield _exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
+        yield exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
             decided, _array(losses[name]), 0).astype(found[name].dtype))
-    ours, expected = paddle_to_torch(_part(after, "gradient")), _gradients(state, losses)
+    ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
     for name in [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
         gate = GRADIENT_GATE[config.model.arch]
-        yield _near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
-    old, new = paddle_to_torch(_part(before, "model")), paddle_to_torch(_part(after, "model"))
+        yield near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
+    old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
     for name, buffer in state.model.named_buffers():
         if not name.endswith("num_batches_tracked"):
             moved = _array(buffer) - old[name]
             rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
-            yield _near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, STATISTIC_GATE,
+            yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, STATISTIC_GATE,
                         floor=rounding / STATISTIC_GATE)
 
 
 def _joint_losses(state, config: Config, after: dict) -> dict:
     """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides."""
-    batch, found = _part(after, "batch"), _part(after, "losses")
+    batch, found = part(after, "batch"), part(after, "losses")
     ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
     if ssl.mode != "fixmatch":
         loss = torch.nn.functional.cross_entropy(state.model(state.normalize(batch["x"])), targets)
@@ -127,42 +127,42 @@ def _joint_losses(state, config: Config, after: dict) -> dict:
 
 def _update_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
     """Momentum, weights and average, from the recorded gradients."""
-    gradients = paddle_to_torch(_part(after, "gradient"))
-    old, new = paddle_to_torch(_part(before, "model")), paddle_to_torch(_part(after, "model"))
+    gradients = paddle_to_torch(part(after, "gradient"))
+    old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
     for name, parameter in state.model.named_parameters():
         gradient = gradients.get(name)
         parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(np.float64))
     for group in state.optimizer.param_groups if config.train.clip_grad_norm else ():
         torch.nn.utils.clip_grad_norm_(group["params"], config.train.clip_grad_norm)
     state.optimizer.step()
-    momentum = paddle_to_torch(_part(after, "momentum"))
+    momentum = paddle_to_torch(part(after, "momentum"))
     expected = {n: _array(t) for n, t in state.optimizer.momentum_buffers().items()}
     if config.optim.momentum > 0:
         for name in [*expected, *(n for n in _weights(momentum) if n not in expected)]:
-            yield _near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)
+            yield near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)
     for name, parameter in state.model.named_parameters():
         moved = _array(parameter) - old[name]
         rounding = 2 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
-        yield _near(f"{label} weights/{name}", new[name].astype(np.float64) - old[name], moved, UPDATE_GATE,
+        yield near(f"{label} weights/{name}", new[name].astype(np.float64) - old[name], moved, UPDATE_GATE,
                     floor=rounding / UPDATE_GATE)
     with torch.no_grad():  # the average follows the weights as they were recorded
         for name, tensor in state.model.state_dict().items():
             tensor.copy_(torch.from_numpy(new[name]))
     state.ema.update()
-    average = paddle_to_torch(_part(after, "ema"))
+    average = paddle_to_torch(part(after, "ema"))
     for name, tensor in state.ema.average.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            yield _near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
+            yield near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
 
 
 def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     """Puts a recorded state into the mirror."""
     with torch.no_grad():
-        for model, part in ((state.model, "model"), (state.ema.average, "ema")):
-            given = paddle_to_torch(_part(arrays, part))
+        for model, prefix in ((state.model, "model"), (state.ema.average, "ema")):
+            given = paddle_to_torch(part(arrays, prefix))
             for name, tensor in model.state_dict().items():
                 tensor.copy_(torch.from_numpy(given[name]))
-    momentum = paddle_to_torch(_part(arrays, "momentum"))
+    momentum = paddle_to_torch(part(arrays, "momentum"))
     for name, parameter in state.model.named_parameters():
         if name in momentum and state.optimizer.defaults["momentum"] > 0:
             state.optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(momentum[name]).to(parameter.dtype)
@@ -171,7 +171,7 @@ def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     state.model.train()
 
 
-def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) + 1:]: a for name, a in arrays.items() if name.startswith(prefix + "/")}
 
 
@@ -183,12 +183,10 @@ def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def _exact(tensor: str, ours, reference) -> Row:
-    if ours is None:
-        return Row(tensor, np.inf, np.inf, False, "missing here", ours, reference)
-    if ours.shape != reference.shape:
-        return Row(tensor, np.inf, np.inf, False, f"shape {ours.shape}, the reference has {reference.shape}", ours,
-                   reference)
+def exact(tensor: str, ours, reference) -> Row:
+    """A row of two arrays that must be equal."""
+    if row := _no_match(tensor, ours, reference):
+        return row
     different = int((ours != reference).sum())
     if not different:
         return Row(tensor, 0.0, 0.0, True)
@@ -196,14 +194,10 @@ def _exact(tensor: str, ours, reference) -> Row:
                reference)
 
 
-def _near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
+def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
     """A row whose `relative` is the error over the reference's size, or over `floor` where that is smaller."""
-    if ours is None or reference is None:
-        return Row(tensor, np.inf, np.inf, False, "missing here" if ours is None else "only here, not in the reference",
-                   ours, reference)
-    if ours.shape != reference.shape:
-        return Row(tensor, np.inf, np.inf, False, f"shape {ours.shape}, the reference has {reference.shape}", ours,
-                   reference)
+    if row := _no_match(tensor, ours, reference):
+        return row
     if not ours.size:
         return Row(tensor, 0.0, 0.0, True)
     difference = ours.astype(np.float64) - reference
@@ -213,3 +207,13 @@ def _near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: s
     passed = size / scale <= gate  # false for NaN, too
     return Row(tensor, float(np.abs(difference).max()), size / scale, passed, "" if passed else f"gate {gate:g}",
                None if passed else ours, None if passed else reference)
+
+
+def _no_match(tensor: str, ours, reference) -> Row | None:
+    if ours is None or reference is None:
+        why = "missing here" if ours is None else "only here, not in the reference"
+    elif ours.shape != reference.shape:
+        why = f"shape {ours.shape}, the reference has {reference.shape}"
+    else:
+        return None
+    return Row(tensor, np.inf, np.inf, False, why, ours, reference)

@@ -1,0 +1,93 @@
+"""Stage `resume`: a run that is stopped by a signal and resumed ends bit for bit as one that was never stopped."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from fixmatch import checkpoint, run
+from fixmatch.config import Config
+from fixmatch.data.dataset import Source
+from parity.case import Case
+from parity.compare import Row
+from parity.dry_run import short_config, small_source, training_on
+from parity.recording import exact
+
+STEPS, STOPPED_AFTER = 5, 3  # evaluations and checkpoints are after steps 2, 4 and 5
+
+
+class _Stop:
+    """Stands in the place of a recorder, and sends the run the signal that a scheduler would."""
+
+    def __init__(self):
+        self.count, self.done = 0, False
+
+    def before(self, *_) -> None:
+        pass
+
+    def after(self, *_) -> None:
+        self.count += 1
+        if self.count == STOPPED_AFTER:
+            self.done = True
+            signal.raise_signal(signal.SIGTERM)
+
+
+def rows(case: Case) -> Iterator[Row]:
+    """Rows of the comparison, in the order in which a fault would show."""
+    source = small_source(case)
+    with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
+        whole, stopped = (pathlib.Path(scratch) / name for name in ("whole", "stopped"))
+        config = short_config(case.config, case.num_classes, whole)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=STEPS))
+        with training_on(source):
+            run.train(config)
+        yield exact("stopped/step", np.array(_stop_and_resume(config, source, stopped)), np.array(STOPPED_AFTER))
+        yield from _logged_rows(whole, stopped)
+        for which in ("latest", "best"):
+            yield from _checkpoint_rows(which, whole, stopped)
+
+
+def _stop_and_resume(config: Config, source: Source, folder: pathlib.Path) -> int:
+    """Returns the step that the checkpoint was from."""
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder)))
+    with training_on(source):
+        try:
+            run.train(config, recorder=_Stop())
+        except run.Interrupted:
+            step = checkpoint.load(folder / "checkpoints/latest").manifest.step
+            run.train(config, resume=True)
+            return step
+    return -1  # the signal was not obeyed
+
+
+def _logged_rows(whole: pathlib.Path, stopped: pathlib.Path) -> Iterator[Row]:
+    """Every step and evaluation was logged once, with the same figures."""
+    expected, found = (_lines(folder) for folder in (whole, stopped))
+    steps = [[line["step"] for line in lines] for lines in (found, expected)]
+    yield exact("logged/steps", *map(np.array, steps))
+    for one, other in zip(found, expected, strict=False):  # a line that is missing has failed the row above
+        where = f"logged {other['kind']} {other['step']}"
+        for name in ("lr", "loss", "loss_x", "loss_u", "mask") if other["kind"] == "train" else ():
+            yield exact(f"{where}/{name}", np.array(one.get(name)), np.array(other[name]))
+        for name in ("raw", "ema") if other["kind"] == "eval" else ():
+            for figure in ("top1", "loss"):
+                yield exact(f"{where}/{name} {figure}", np.array(one[name][figure]), np.array(other[name][figure]))
+
+
+def _lines(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _checkpoint_rows(which: str, whole: pathlib.Path, stopped: pathlib.Path) -> Iterator[Row]:
+    expected, found = (checkpoint.load(folder / "checkpoints" / which) for folder in (whole, stopped))
+    for part in ("momentum", "model", "ema", "augment"):
+        theirs, ours = expected.part(part), found.part(part)
+        for name in sorted(theirs.keys() | ours.keys()):
+            yield exact(f"{which} {part}/{name}", ours.get(name), theirs.get(name))
+    for name in ("step", "evaluated_step", "history", "split_sha256", "world_size"):
+        same = getattr(found.manifest, name) == getattr(expected.manifest, name)
+        yield exact(f"{which} manifest/{name}", np.array(same), np.array(True))
