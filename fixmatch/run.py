@@ -7,6 +7,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -35,13 +36,9 @@ from fixmatch.preview import preview, save_png
 from fixmatch.recorder import Recorder
 from fixmatch.runfolder import RunFolder, provenance
 from fixmatch.runtime import select_device
-from fixmatch.selfcheck import SelfCheck
+from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
 from fixmatch.settings import value_of
 from fixmatch.trainer import Trainer
-
-
-class SelfCheckFailed(RuntimeError):
-    """The run is not what the reference computes, so it was not trained; the message is one line."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -125,6 +122,8 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
             _judge(config, inputs, check)
         if resume:
             _restore(config, inputs, trainer)
+        if check and config.parity.enabled and recorder is None:
+            _watch_first_steps(config, inputs, trainer, cleanup)
         return _fit(inputs, trainer)
 
 
@@ -273,6 +272,33 @@ def _judge(config: Config, inputs: _Inputs, check: SelfCheck) -> None:
                               "same")
 
 
+def _watch_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, cleanup: contextlib.ExitStack) -> None:
+    """Has the first steps recorded and recomputed beside the training, which a failure stops with SelfCheckFailed."""
+    source = inputs.source
+    check = StartCheck(config, {"num_classes": len(source.classes), "mean": source.mean, "std": source.std,
+                                "split": str(inputs.folder / "split.json"), "first_step": trainer.step,
+                                "world_size": inputs.manifest.world_size})
+    cleanup.callback(check.close)
+    trainer.recorder = check.recorder
+    trainer.on_step = functools.partial(_judge_first_steps, config, inputs, trainer, check)
+
+
+def _judge_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, check: StartCheck,
+                       wait: bool = False) -> None:
+    """Looks whether the check of the first steps is done, and keeps its verdict once. Raises SelfCheckFailed."""
+    folder, found = inputs.folder, check.poll(wait)
+    if found is None:
+        return
+    trainer.on_step = None
+    LOGGER.info(f"first steps: {found['verdict']}")
+    verdicts = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
+    write_atomic(folder / "parity.json", json.dumps({**verdicts, "first_steps": found}, indent=1) + "\n")
+    if not found["passed"] and config.parity.on_failure == "abort":
+        raise SelfCheckFailed(f"{folder}: the first steps are not what the reference computes, so training was stopped "
+                              f"after step {trainer.step}; see {folder}/parity.json; parity.on_failure=warn trains all "
+                              "the same")
+
+
 # --- resuming
 
 
@@ -326,6 +352,8 @@ def _fit(inputs: _Inputs, trainer: Trainer) -> Result | None:
         raise Interrupted(message)
     if trainer.checkpoints is None:
         return None
+    if trainer.on_step:  # so short a run that its first steps are still being recomputed
+        trainer.on_step(wait=True)
     result = _result(inputs, trainer)
     write_atomic(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n")
     LOGGER.info(_closing(result))

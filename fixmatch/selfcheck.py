@@ -1,7 +1,8 @@
-"""The self-check before training: parity in a subprocess with a timeout, remembered until something changes.
+"""What proves a run while it starts: the self-check before the first step, and the check of the first steps themselves.
 
-A subprocess, because a fault in a framework can crash or hang it, and that too is a verdict. It starts before the data
-is read and is waited for when the data is there.
+Both are parity in a subprocess with a timeout, because a fault in a framework can crash or hang it, and that too is a
+verdict. The self-check starts before the data is read, is waited for when the data is there, and its pass is remembered
+until something changes. The check of the first steps runs beside the training, on a recording of them.
 """
 
 import hashlib
@@ -18,21 +19,76 @@ import time
 
 from fixmatch.config import Config, to_dict, to_yaml
 from fixmatch.files import write_atomic
+from fixmatch.recorder import Recorder
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SECTIONS = ("model", "ssl", "optim", "ema")  # what the verdict depends on, beside the data set's number of classes
+# what the self-check's verdict depends on, beside the data set's number of classes
+_SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
+_PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
+
+
+class SelfCheckFailed(RuntimeError):
+    """The run is not what the reference computes; the message is one line."""
+
+
+class _Parity:
+    """`python -m parity ARGUMENTS` in a scratch folder that holds config.yaml; it writes parity.json there."""
+
+    def __init__(self, config: Config, threads: int):
+        self.scratch = tempfile.TemporaryDirectory(prefix="fixmatch-selfcheck-")
+        self.folder = pathlib.Path(self.scratch.name)
+        self.threads, self.process, self.output, self.started = threads, None, None, time.perf_counter()
+        (self.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+    def start(self, *arguments: str, cwd: pathlib.Path | None = None) -> None:
+        self.started = time.perf_counter()
+        files = ["-c", str(self.folder / "config.yaml"), "--json", str(self.folder / "parity.json")]
+        environment = _without_launcher(os.environ) | {
+            "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": os.pathsep.join(
+                [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
+        self.process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "parity", *arguments, *files], cwd=cwd or self.folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def result(self, timeout: float, what: str) -> dict:
+        """Waits for the verdict: the content of parity.json, {"verdict", "passed", "seconds", ...}."""
+        try:
+            code = self.process.wait(timeout=max(0.0, timeout - (time.perf_counter() - self.started)))
+        except subprocess.TimeoutExpired:
+            return self._failed(f"{what} did not finish within {timeout:g} s (parity.timeout)")
+        found = _read(self.folder / "parity.json")
+        if code not in (0, 1) or found is None or found["passed"] != (code == 0):
+            self.output.seek(0)
+            said = self.output.read().strip().splitlines()
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return self._failed(f"{what} crashed ({cause}){': ' + said[-1] if said else ''}")
+        return {**found, "cached": False, "seconds": self._seconds()}
+
+    def _failed(self, why: str) -> dict:
+        return {"verdict": f"PARITY FAIL {why}", "passed": False, "cached": False, "stages": [],
+                "seconds": self._seconds()}
+
+    def _seconds(self) -> float:
+        return round(time.perf_counter() - self.started, 3)
+
+    def close(self) -> None:
+        if self.process is not None:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.output.close()
+        self.scratch.cleanup()
 
 
 class SelfCheck:
-    """Starts at once, unless its verdict is known or parity.enabled is false.
+    """The check before the first step. Starts at once, unless its verdict is known or parity.enabled is false.
 
     `result` waits for the verdict, `close` gives up on it.
     """
 
     def __init__(self, config: Config):
-        self.started = time.perf_counter()
-        self.process = self.scratch = None
-        self.timeout = config.parity.timeout
+        self.parity, self.timeout = None, config.parity.timeout
         if not config.parity.enabled:
             self.known = {"verdict": "not checked: parity.enabled is false", "passed": None}
             return
@@ -41,31 +97,14 @@ class SelfCheck:
         if self.known is not None:
             self.known["cached"] = True
             return
-        self.scratch = tempfile.TemporaryDirectory(prefix="fixmatch-selfcheck-")
-        folder = pathlib.Path(self.scratch.name)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        command = [sys.executable, "-m", "parity", "--self-check", "-c", "config.yaml", "--json", "parity.json"]
-        environment = _without_launcher(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
-            [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        self.output = open(folder / "output.txt", "w+")  # noqa: SIM115, closed in close()
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,  # noqa: S603
-                                        stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        self.parity = _Parity(config, threads=1)  # one order of summation
+        self.parity.start("--self-check")
 
     def result(self) -> dict:
         """The content of parity.json: {"verdict", "passed", "cached", "seconds", ...}. Only a pass is remembered."""
         if self.known is not None:
             return self.known
-        try:
-            code = self.process.wait(timeout=max(0.0, self.timeout - (time.perf_counter() - self.started)))
-        except subprocess.TimeoutExpired:
-            return self._failed(f"the self-check did not finish within {self.timeout:g} s (parity.timeout)")
-        found = _read(pathlib.Path(self.scratch.name) / "parity.json")
-        if code not in (0, 1) or found is None or found["passed"] != (code == 0):
-            self.output.seek(0)
-            said = self.output.read().strip().splitlines()
-            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return self._failed(f"the self-check crashed ({cause}){': ' + said[-1] if said else ''}")
-        found = {**found, "cached": False, "seconds": round(time.perf_counter() - self.started, 3)}
+        found = self.parity.result(self.timeout, "the self-check")
         if found["passed"]:
             try:
                 self.remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -74,17 +113,42 @@ class SelfCheck:
                 pass
         return found
 
-    def _failed(self, why: str) -> dict:
-        return {"verdict": f"PARITY FAIL {why}", "passed": False, "cached": False, "stages": [],
-                "seconds": round(time.perf_counter() - self.started, 3)}
+    def close(self) -> None:
+        if self.parity is not None:
+            self.parity.close()
+
+
+class StartCheck:
+    """The check of the run's first steps: recorded as they happen, and recomputed beside the training.
+
+    Args:
+        config: of the run.
+        facts: what the recomputation needs to know of the run beside its configuration, as JSON.
+    """
+
+    def __init__(self, config: Config, facts: dict):
+        self.timeout = _PATIENCE * config.parity.timeout
+        self.parity = _Parity(config, threads=1)
+        self.recorder = Recorder(self.parity.folder / "recording")
+        (self.parity.folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def poll(self, wait: bool = False) -> dict | None:
+        """The verdict, once it is there; None before that. To be called after every step; waits for it with `wait`.
+
+        A run that ends before the last recorded step is judged by the steps that it had.
+        """
+        if self.parity.process is None:
+            if self.recorder.facts and (wait or self.recorder.done):
+                self.parity.start("--recording", str(self.recorder.folder), cwd=pathlib.Path.cwd())
+            if not wait or self.parity.process is None:
+                return None
+        late = time.perf_counter() - self.parity.started > self.timeout
+        if not wait and not late and self.parity.process.poll() is None:
+            return None
+        return self.parity.result(self.timeout, "the check of the first steps")
 
     def close(self) -> None:
-        if self.process is not None:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
-            self.output.close()
-            self.scratch.cleanup()
+        self.parity.close()
 
 
 def _without_launcher(environment) -> dict[str, str]:
@@ -107,7 +171,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _fingerprint(config: Config) -> str:
-    """SHA-256 of everything the verdict depends on: source, settings, versions, processor."""
+    """SHA-256 of everything the verdict depends on: source, settings, versions, processor and threads."""
     digest = hashlib.sha256()
     for package in ("fixmatch", "parity"):
         for file in sorted((_ROOT / package).rglob("*")):
@@ -115,9 +179,10 @@ def _fingerprint(config: Config) -> str:
                 digest.update(f"{file.relative_to(_ROOT)}\0".encode() + file.read_bytes())
     tree = to_dict(config)
     settings = {name: tree[name] for name in _SECTIONS}
-    versions = {name: _version(name) for name in ("paddlepaddle", "torch", "numpy", "pillow", "numba")}
-    digest.update(json.dumps([settings, config.data.name, versions, platform.python_version(), platform.machine(),
-                              platform.processor()], sort_keys=True).encode())
+    packages = ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy", "pillow", "numba")
+    digest.update(json.dumps([settings, tree["data"], {name: _version(name) for name in packages},
+                              platform.python_version(), platform.machine(), platform.processor(),
+                              os.environ.get("OMP_NUM_THREADS")], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from fixmatch import checkpoint, run
 from fixmatch.config import Config
 from fixmatch.data.dataset import Dataset, Source
+from fixmatch.data.split import Split
 from fixmatch.recorder import Recorder
 from parity import recording
 from parity.case import Case
@@ -44,8 +45,9 @@ def rows(case: Case) -> Iterator[Row]:
         config, source = short_config(case.config, case.num_classes, folder / "run"), small_source(case)
         with training_on(source):
             run.train(config, recorder=Recorder(folder / "recording", STEPS))
-        yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
         after = [load_file(folder / f"recording/step-{step}.safetensors") for step in range(STEPS)]
+        yield from batch_rows(config, source, run.choose_split(config, source), after)
+        yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
         yield from _logged_rows([line for line in lines if line["kind"] == "train"], after)
         evaluations = [line for line in lines if line["kind"] == "eval"]
@@ -84,6 +86,16 @@ def small_source(case: Case) -> Source:
     train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
     return Source(case.config.data.name, tuple(f"class {i}" for i in range(k)), Dataset(images[train], labels[train]),
                   Dataset(images[test], labels[test]), case.mean, case.std, flip=case.config.augment.flip is not False)
+
+
+def batch_rows(config: Config, source: Source, split: Split, after: list[dict], first_step: int = 0) -> Iterator[Row]:
+    """The recorded steps were trained on the Loader's batches of just these steps."""
+    loader = run.build_loader(config, source, split)
+    for step, arrays in enumerate(after, start=first_step):
+        trained = recording.part(arrays, "batch")
+        for name, expected in loader.batch(step)._asdict().items():
+            if isinstance(expected, np.ndarray):
+                yield recording.exact(f"batch of step {step}/{name}", trained.get(name), expected)
 
 
 def _logged_rows(lines: list[dict], after: list[dict]) -> Iterator[Row]:
