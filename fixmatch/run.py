@@ -17,15 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fixmatch import checkpoint, distributed
-from fixmatch.checkpoint import Checkpoint, CheckpointError, Manifest, load_weights
-from fixmatch.config import KEYS, Config, ConfigError, from_dict, to_dict, to_yaml
+from fixmatch.checkpoint import CheckpointError, load_weights
+from fixmatch.config import Config, ConfigError, from_dict, to_yaml
 from fixmatch.data import load_source
 from fixmatch.data.dataset import Source
-from fixmatch.data.loader import Loader
-from fixmatch.data.split import Split, draw_split, load_split, save_split
-from fixmatch.data.split import choose_split as split_with
+from fixmatch.data.split import save_split
 from fixmatch.evaluate import Scores, predict, score
 from fixmatch.files import write_atomic
+from fixmatch.inputs import Inputs, build_loader, read_inputs
 from fixmatch.log import LOGGER, RunLog, shown
 from fixmatch.metrics import NonFinite
 from fixmatch.models import build_model
@@ -34,10 +33,9 @@ from fixmatch.monitor import Monitor
 from fixmatch.normalize import Normalize
 from fixmatch.preview import preview, save_png
 from fixmatch.recorder import Recorder
-from fixmatch.runfolder import RunFolder, provenance
+from fixmatch.runfolder import RunFolder
 from fixmatch.runtime import select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
-from fixmatch.settings import value_of
 from fixmatch.trainer import Trainer
 
 
@@ -75,17 +73,6 @@ class Evaluation:
     source: Source
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What a run starts from, on every rank."""
-
-    folder: pathlib.Path
-    source: Source
-    split: Split
-    saved: Checkpoint | None  # the checkpoint that is resumed
-    manifest: Manifest  # what is known of this run before its first step
-
-
 def train(config: Config, resume: bool = False, recorder: Recorder | None = None) -> Result | None:
     """Trains from `config`, and keeps everything in its run folder.
 
@@ -112,7 +99,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         check = SelfCheck(config) if rank == 0 else None  # runs while the data is read
         if check:
             cleanup.callback(check.close)
-        inputs = _read_inputs(config, resume, rank, world_size)
+        inputs = read_inputs(config, resume, rank, world_size)
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
         trainer.recorder = recorder
         LOGGER.info(_headline(config, inputs, trainer, device))
@@ -169,62 +156,7 @@ def _use_device(config: Config) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> _Inputs:
-    folder = pathlib.Path(config.run.dir)
-    if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
-        folder = folder.resolve()
-    source = read_data(config, rank)
-    latest = folder / "checkpoints" / "latest"
-    saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
-    split = choose_split(config, source, folder / "split.json" if saved else None)
-    manifest = Manifest(
-        step=0, config=to_dict(config), dataset=source.name, classes=source.classes, mean=source.mean, std=source.std,
-        image_size=source.train.images.shape[1:3], split_sha256=split.sha256(), world_size=world_size,
-        provenance={**provenance(), "seed": config.run.seed})
-    if saved:
-        _check_resumable(config, saved.manifest, manifest)
-    return _Inputs(folder, source, split, saved, manifest)
-
-
-def read_data(config: Config, rank: int = 0) -> Source:
-    """The data set of `config`; the other ranks wait for rank 0, which may have to download it. Raises DataError."""
-    if rank > 0:
-        distributed.barrier()
-    source = load_source(config.data)
-    if rank == 0:
-        distributed.barrier()
-    flip = config.augment.flip
-    return source if flip is None else dataclasses.replace(source, flip=flip)
-
-
-def choose_split(config: Config, source: Source, recorded: pathlib.Path | None = None) -> Split:
-    """The split of the run that is resumed, or the given one, or a new one. Raises DataError or ConfigError.
-
-    Args:
-        recorded: split.json of the run that is resumed.
-    """
-    labels, data = source.train.labels, config.data
-    file = recorded or data.split_file
-    if file:
-        expected = 0 if data.fold is not None else sum(data.labels_per_class) or data.num_labeled
-        return load_split(pathlib.Path(file), source.name, labels, expected, data.include_labeled)
-    if data.fold is not None:
-        if data.fold >= len(source.folds):
-            raise ConfigError(f"data.fold: {source.name} has {len(source.folds)} folds, got {data.fold}")
-        return split_with(source.folds[data.fold], len(labels), data.include_labeled)
-    seed = config.run.seed if data.split_seed is None else data.split_seed
-    return draw_split(labels, len(source.classes), data.labels_per_class or data.num_labeled, seed,
-                      data.include_labeled)
-
-
-def build_loader(config: Config, source: Source, split: Split, rank: int = 0, world_size: int = 1) -> Loader:
-    """The batches of a rank, as `config` wants them."""
-    mu = config.train.mu if config.ssl.mode == "fixmatch" else 0
-    return Loader(source.train, split, config.train.batch_size, mu, config.run.seed, source.flip, rank, world_size,
-                  config.runtime.data_threads, strong=config.augment.strong)
-
-
-def _build_trainer(config: Config, inputs: _Inputs, rank: int, world_size: int, log: RunLog,
+def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, log: RunLog,
                    cleanup: contextlib.ExitStack) -> Trainer:
     """On rank 0 with the run folder and its first files."""
     folder, source, saved = inputs.folder, inputs.source, inputs.saved
@@ -248,7 +180,7 @@ def _build_trainer(config: Config, inputs: _Inputs, rank: int, world_size: int, 
     return Trainer(config, source, loader, monitor, folder / "checkpoints" if run else None, inputs.manifest)
 
 
-def _headline(config: Config, inputs: _Inputs, trainer: Trainer, device: str) -> str:
+def _headline(config: Config, inputs: Inputs, trainer: Trainer, device: str) -> str:
     model, train, source, split = config.model, config.train, inputs.source, inputs.split
     shape = (f"WRN-{model.depth}-{model.width}" if model.arch == "wideresnet"
              else f"ResNeXt-{model.depth} {model.cardinality}x{model.width}d")
@@ -260,7 +192,7 @@ def _headline(config: Config, inputs: _Inputs, trainer: Trainer, device: str) ->
             f"images; {batch} a step, {train.total_steps:,} steps")
 
 
-def _judge(config: Config, inputs: _Inputs, check: SelfCheck) -> None:
+def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:
     """Waits for the self-check and keeps its verdict. Raises SelfCheckFailed."""
     folder, verdict = inputs.folder, check.result()
     write_atomic(folder / "parity.json", json.dumps(verdict, indent=1) + "\n")
@@ -272,7 +204,7 @@ def _judge(config: Config, inputs: _Inputs, check: SelfCheck) -> None:
                               "same")
 
 
-def _watch_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, cleanup: contextlib.ExitStack) -> None:
+def _watch_first_steps(config: Config, inputs: Inputs, trainer: Trainer, cleanup: contextlib.ExitStack) -> None:
     """Has the first steps recorded and recomputed beside the training, which a failure stops with SelfCheckFailed."""
     source = inputs.source
     check = StartCheck(config, {"num_classes": len(source.classes), "mean": source.mean, "std": source.std,
@@ -283,7 +215,7 @@ def _watch_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, cleanu
     trainer.on_step = functools.partial(_judge_first_steps, config, inputs, trainer, check)
 
 
-def _judge_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, check: StartCheck,
+def _judge_first_steps(config: Config, inputs: Inputs, trainer: Trainer, check: StartCheck,
                        wait: bool = False) -> None:
     """Looks whether the check of the first steps is done, and keeps its verdict once. Raises SelfCheckFailed."""
     folder, found = inputs.folder, check.poll(wait)
@@ -302,26 +234,7 @@ def _judge_first_steps(config: Config, inputs: _Inputs, trainer: Trainer, check:
 # --- resuming
 
 
-def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:
-    """Raises ConfigError where going on would mix two different trainings."""
-    run = config.run.dir
-    old = from_dict(before.config, f"{run}/checkpoints/latest/checkpoint.json")
-    for name, entry in KEYS.items():
-        was, value = value_of(old, name), value_of(config, name)
-        if not entry.metadata["resumable"] and value != was:
-            raise ConfigError(f"--resume: {name}: {run} was trained with {was!r}, now it is {value!r}; use the old "
-                              "value or another run.dir")
-    if config.train.total_steps < before.step:
-        raise ConfigError(f"--resume: train.total_steps: {run} has done {before.step} steps already, more than "
-                          f"{config.train.total_steps}")
-    if before.world_size != now.world_size:
-        raise ConfigError(f"--resume: {run} was trained by {before.world_size} processes, now there are "
-                          f"{now.world_size}; launch as many as before")
-    if before.split_sha256 != now.split_sha256:
-        raise ConfigError(f"--resume: {run}/split.json is not the split of the checkpoint")
-
-
-def _restore(config: Config, inputs: _Inputs, trainer: Trainer) -> None:
+def _restore(config: Config, inputs: Inputs, trainer: Trainer) -> None:
     if inputs.saved is None:
         LOGGER.info(f"{inputs.folder}: no checkpoint to resume; starting at step 0")
         return
@@ -336,7 +249,7 @@ def _restore(config: Config, inputs: _Inputs, trainer: Trainer) -> None:
 # --- the training itself
 
 
-def _fit(inputs: _Inputs, trainer: Trainer) -> Result | None:
+def _fit(inputs: Inputs, trainer: Trainer) -> Result | None:
     """Trains to the end, to an interrupt or to a loss that is no number, and says which."""
     folder = inputs.folder
     try:
@@ -360,7 +273,7 @@ def _fit(inputs: _Inputs, trainer: Trainer) -> Result | None:
     return result
 
 
-def _result(inputs: _Inputs, trainer: Trainer) -> Result:
+def _result(inputs: Inputs, trainer: Trainer) -> Result:
     config, manifest = trainer.config, inputs.manifest
     train, with_unlabeled = config.train, config.ssl.mode == "fixmatch"
     images = trainer.step * manifest.world_size * train.batch_size * (1 + 2 * train.mu * with_unlabeled)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from fixmatch import checkpoint, run
+from fixmatch import checkpoint, inputs, run
 from fixmatch.config import Config
 from fixmatch.data.dataset import Dataset, Source
 from fixmatch.data.split import Split
@@ -46,7 +46,7 @@ def rows(case: Case) -> Iterator[Row]:
         with training_on(source):
             run.train(config, recorder=Recorder(folder / "recording", STEPS))
         after = [load_file(folder / f"recording/step-{step}.safetensors") for step in range(STEPS)]
-        yield from batch_rows(config, source, run.choose_split(config, source), after)
+        yield from batch_rows(config, source, inputs.choose_split(config, source), after)
         yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
         yield from _logged_rows([line for line in lines if line["kind"] == "train"], after)
@@ -60,7 +60,7 @@ def rows(case: Case) -> Iterator[Row]:
 @contextlib.contextmanager
 def training_on(source: Source) -> Iterator[None]:
     """Production runs read `source` in the place of their data set, and are silent."""
-    with mock.patch.object(run, "load_source", return_value=source), contextlib.redirect_stdout(io.StringIO()):
+    with mock.patch.object(inputs, "load_source", return_value=source), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -90,7 +90,7 @@ def small_source(case: Case) -> Source:
 
 def batch_rows(config: Config, source: Source, split: Split, after: list[dict], first_step: int = 0) -> Iterator[Row]:
     """The recorded steps were trained on the Loader's batches of just these steps."""
-    loader = run.build_loader(config, source, split)
+    loader = inputs.build_loader(config, source, split)
     for step, arrays in enumerate(after, start=first_step):
         trained = recording.part(arrays, "batch")
         for name, expected in loader.batch(step)._asdict().items():

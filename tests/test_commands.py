@@ -22,7 +22,7 @@ from fixmatch import checkpoint, cli
 from fixmatch.config import load_config
 from fixmatch.data.sources.digits import load_digits
 from fixmatch.data.split import load_split
-from fixmatch.run import read_data
+from fixmatch.inputs import read_data
 from fixmatch.trainer import StopSignal
 
 STEPS = 100

@@ -78,11 +78,11 @@ def test_the_public_names():
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_log_has_all_that_the_terminal_showed(tmp_path, terminal):
     """Step lines, too, although a terminal shows a bar in their place; and what the data sources say."""
-    script = ("import logging, fixmatch; from fixmatch import run; read = run.load_source\n"
+    script = ("import logging, fixmatch; from fixmatch import inputs; read = inputs.load_source\n"
               "def told(config):\n"
               "    logging.getLogger('fixmatch.data.sources').info('said by a source')\n"
               "    return read(config)\n"
-              "run.load_source = told\n"
+              "inputs.load_source = told\n"
               f"fixmatch.train(fixmatch.load_config('digits', {[*TINY, 'train.total_steps=4', 'run.dir=run']}))\n")
     master, slave = pty.openpty()
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=tool_environment() | {
