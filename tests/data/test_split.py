@@ -8,7 +8,6 @@ from data_errors import error_of
 
 from fixmatch.data.split import Split, choose_split, draw_split, load_split, save_split
 
-
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 30))
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from images import SIZES, pixels, random_images
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from fixmatch.data.augment import randaugment, views
 from fixmatch.data.augment.google import Google, GooglePlan

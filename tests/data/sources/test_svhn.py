@@ -208,7 +208,12 @@ GOOD = packed(arrays_of(20, seed=20))
 def test_an_unofficial_file_is_refused_and_never_parsed(official, monkeypatch, name, content):
     (official / name).write_bytes(content)
     loadmat, parsed = scipy.io.loadmat, []
-    monkeypatch.setattr(scipy.io, "loadmat", lambda path, **options: parsed.append(path.name) or loadmat(path, **options))
+
+    def recorded(path, **options):
+        parsed.append(path.name)
+        return loadmat(path, **options)
+
+    monkeypatch.setattr(scipy.io, "loadmat", recorded)
     message = error_of(read, official, True)
     assert parsed == list(FILES[:FILES.index(name)])  # those before it, which are official
     assert message.startswith(f"{official / name}: not the official file of SVHN, or damaged: its MD5 is ")

@@ -2,7 +2,6 @@
 
 import warnings
 
-import numpy as np
 import pytest
 from data_errors import error_of
 from hypothesis import HealthCheck, given, settings

@@ -10,7 +10,6 @@ from data_errors import error_of
 from image_folders import RAMP, bytes_of, cache_files, read, save, solid
 from PIL import Image
 
-
 Image.init()
 GREY = RAMP[..., 0]
 
