@@ -23,7 +23,7 @@ def preview(data: Dataset, flip: bool, seed: int, strong: str = "reference", cou
     rng = np.random.default_rng([seed, 3])
     index = rng.choice(len(data), count, replace=len(data) < count)
     size = data.images.shape[1:3]
-    weak, strong = views.weak_and_strong(data.images, index, views.draw(rng, count, size, flip, POLICIES[strong]))
+    weak, strong = views.weak_and_strong(data.images, index, views.draw(rng, count, size, flip, POLICIES[strong]()))
     scale = -(-_SIDE // max(size))
     tiles = np.stack([data.images[index], weak, strong]).repeat(scale, axis=2).repeat(scale, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)

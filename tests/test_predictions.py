@@ -11,6 +11,7 @@ from cifar_archive import contents, write_archive
 from running import digits
 
 from fixmatch import cli
+from fixmatch.data.sources import svhn
 from fixmatch.data.sources.digits import load_digits
 from fixmatch.evaluate import predictions_csv
 
@@ -104,11 +105,12 @@ def test_a_checkpoint_without_classes(run, tmp_path, capsys):
     assert "has no 'classes'" in error_of(capsys, changed)
 
 
-def test_other_data_of_the_same_classes_are_evaluated(run, tmp_path, capsys):
+def test_other_data_of_the_same_classes_are_evaluated(run, tmp_path, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
         scipy.io.savemat(tmp_path / f"{part}_32x32.mat", {
             "X": rng.integers(0, 256, (32, 32, 3, 10), dtype=np.uint8), "y": np.arange(1, 11, dtype=np.uint8)[:, None]})
+    monkeypatch.setattr(svhn, "_MD5", {path.name: svhn.md5_of(path) for path in tmp_path.glob("*.mat")})
     assert cli.eval_main([str(run), "--predictions", str(tmp_path / "found.csv"), "-o", "data.name=svhn",
                           f"data.root={tmp_path}"]) == 0
     assert capsys.readouterr().err == ""

@@ -140,10 +140,8 @@ def _threaded_rate(images, rng, count: int, threads: int) -> float:
 
     def share(pool):
         index, plan = rng.integers(len(images), size=count), views.draw(rng, count, SIZE)
-        weak, strong = np.empty((2, count, SIZE, SIZE, 3), np.uint8)
         bounds = np.linspace(0, count, threads + 1).astype(int)
-        list(pool.map(lambda part: views.weak_and_strong(images, index[part], plan.take(part),
-                                                         (weak[part], strong[part])),
+        list(pool.map(lambda part: views.weak_and_strong(images, index[part], plan.take(part)),
                       [slice(a, b) for a, b in itertools.pairwise(bounds)]))
 
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Data sources by name."""
+"""The data sources by their names, as `data.name` takes them."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ from fixmatch.data.dataset import DataError, Dataset, Source
 
 __all__ = ["NUM_CLASSES", "DataError", "Dataset", "Source", "load_source"]
 
-NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "stl10": 10}  # folder and csv: the user's
+# The sources folder and csv are not in this table, since their classes are the user's.
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10, "stl10": 10}
 
 
 def load_source(config: DataConfig) -> Source:
@@ -17,7 +18,7 @@ def load_source(config: DataConfig) -> Source:
 
 
 def _read(config: DataConfig) -> Source:
-    match config.name:  # each source imports what only it needs
+    match config.name:  # a source is imported where it is asked for, with the libraries that only it needs
         case "digits":
             from fixmatch.data.sources.digits import load_digits
 
@@ -35,10 +36,10 @@ def _read(config: DataConfig) -> Source:
 
             return load_stl10(config.root, config.download)
         case "folder":
-            from fixmatch.data.sources.folder import load_folder
+            from fixmatch.data.sources.folder.load import load_folder
 
             return load_folder(config.root, config.image_size, config.max_broken)
         case "csv":
-            from fixmatch.data.sources.folder import load_csv
+            from fixmatch.data.sources.folder.load import load_csv
 
             return load_csv(config.root, config.image_size, config.max_broken)

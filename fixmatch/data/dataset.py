@@ -1,4 +1,4 @@
-"""What every data source gives: images, labels, and what is known of them."""
+"""The types that every data source gives: images with their labels, and what is known of them."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,23 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message is one line that says what, where and what to do."""
+    """Data that cannot be used. Its message is one line that says what is wrong, where, and what to do."""
 
 
 def one_line(error: Exception) -> str:
-    """What `error` says, or the name of its class, for a DataError."""
+    """The message of `error` on one line, as a DataError quotes it, or the name of its class if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def shown(text: str) -> str:
-    """`text`, or its repr where it could not be printed on one line."""
+    """`text` itself, or its repr where `text` could not be printed on one line."""
     return text if text.isprintable() else repr(text)
 
 
 @dataclass(frozen=True)
 class Dataset:
+    """N images and their labels, 0..K-1 for K classes."""
+
     images: np.ndarray  # uint8 [N, H, W, 3], C-contiguous; may be memory-mapped
     labels: np.ndarray  # int64 [N], 0..K-1, or -1 where the class is not known
 
@@ -36,8 +38,8 @@ class Source:
     classes: tuple[str, ...]  # K names, in label order
     train: Dataset
     test: Dataset
-    mean: tuple[float, float, float]  # of pixels in [0, 1], a channel
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of each channel, for pixels in [0, 1]
+    std: tuple[float, float, float]  # likewise
     flip: bool  # whether a mirrored image is still of its class
-    folds: tuple[np.ndarray, ...] = ()  # int64 indices into train: the data set's own labeled subsets, where it has any
-    test_paths: tuple[str, ...] = ()  # of the test images, from data.root on, where each one is a file
+    folds: tuple[np.ndarray, ...] = ()  # the labeled subsets that come with the data set, int64 indices into train
+    test_paths: tuple[str, ...] = ()  # of the test images, from data.root on, if each one is a file

@@ -1,8 +1,8 @@
 """The two endless streams of a FixMatch step, labeled and unlabeled, prepared in background threads.
 
-A batch is a pure function of (seed, rank, step), and with CTAugment of its rates at a fixed earlier step: every step
-draws from a generator of its own. So the order does not depend on the number of threads, and to resume is to start at
-another step. B labeled images, M = mu * B unlabeled ones.
+A batch is a pure function of (seed, rank, step), because every step draws from a generator of its own. With CTAugment
+it also depends on the rates at a fixed earlier step. So batches do not depend on the number of threads, and to resume
+is to start at another step. A batch has B labeled images and M = mu * B unlabeled ones, each of H x W pixels.
 """
 
 import collections
@@ -18,11 +18,13 @@ from fixmatch.data.augment.recipes import POLICIES
 from fixmatch.data.dataset import Dataset
 from fixmatch.data.split import Split
 
-EXPAND_STEPS = 1024  # the labeled set is repeated to last this many steps a pass (the reference's "expand labels")
-_LABELED_ORDER, _UNLABELED_ORDER, _AUGMENTATION = range(3)  # one random stream each
+EXPAND_STEPS = 1024  # the labeled set is repeated until a pass lasts this many steps (the reference's "expand labels")
+_LABELED_ORDER, _UNLABELED_ORDER, _AUGMENTATION = range(3)  # each has a random stream of its own, so named in its seed
 
 
 class Batch(NamedTuple):
+    """What one training step sees."""
+
     x: np.ndarray  # uint8 [B, H, W, 3] labeled images, weakly augmented
     targets_x: np.ndarray  # int64 [B]
     u_w: np.ndarray  # uint8 [M, H, W, 3] unlabeled images, weak views
@@ -31,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class ProbedBatch(NamedTuple):
-    """A Batch for CTAugment: with a probe of every labeled image."""
+    """What one training step with CTAugment sees: the fields of a Batch, and a probe of every labeled image."""
 
     x: np.ndarray
     targets_x: np.ndarray
@@ -39,13 +41,14 @@ class ProbedBatch(NamedTuple):
     u_s: np.ndarray
     targets_u: np.ndarray
     probes: np.ndarray  # uint8 [B, H, W, 3], x further augmented
-    probe_plan: ctaugment.Plan  # and how
+    probe_plan: ctaugment.Plan  # what was done to make probes of x
 
 
 class Stream:
-    """Endless shuffled passes over `items`, repeated to at least `min_items` a pass; a pass's ragged end is dropped.
+    """Endless shuffled passes over `items`, as indices of images, batch by batch.
 
-    All ranks share one shuffled order and take its batches in turn.
+    The items are repeated until a pass has at least `min_items` of them, and the end of a pass that fills no batch is
+    dropped. All ranks share one shuffled order, made from `seed`, and take its batches in turn.
     """
 
     def __init__(self, items: np.ndarray, batch_size: int, min_items: int, seed: tuple, rank: int, world_size: int):
@@ -56,7 +59,7 @@ class Stream:
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def indices(self, step: int) -> np.ndarray:
-        """int64 [batch_size], the images of this rank at `step`."""
+        """The images of this rank at `step`, int64 [batch_size]."""
         which_pass, position = divmod(step, self.steps_per_pass)
         start = (position * self.world_size + self.rank) * self.batch_size
         return self._order(which_pass)[start:start + self.batch_size]
@@ -66,21 +69,24 @@ class Stream:
 
 
 class Loader:
-    """Labeled and unlabeled batches of one rank.
+    """The labeled and unlabeled batches of one rank.
 
     Args:
         data: the training images.
         split: which of them are labeled and which unlabeled.
         batch_size: B.
-        mu: M / B; 0 for batches without unlabeled images.
+        mu: M / B; 0 gives batches without unlabeled images.
         seed: of every random draw made here.
         flip: whether views may be mirrored.
+        rank: which of the processes that train together this one is, 0..world_size-1.
+        world_size: how many processes train together.
+        threads: how many threads prepare batches; the batches do not depend on it.
+        ahead: how many batches are kept ready.
         strong: the recipe of the strong views, a name in POLICIES.
-        threads: that prepare batches ahead; the batches do not depend on it.
-        ahead: batches kept ready.
 
     Attributes:
-        cta: the CTAugment that strong views are drawn from, to be told of the probes after every step; else None.
+        cta: the CTAugment that strong views are drawn from, which is to be told of the probes after every step. It is
+            None with another recipe, and without unlabeled images.
     """
 
     def __init__(self, data: Dataset, split: Split, batch_size: int, mu: int, seed: int, flip: bool, rank: int = 0,
@@ -91,17 +97,17 @@ class Loader:
                               rank, world_size)
         self.unlabeled = Stream(split.unlabeled, batch_size * mu, 1, (seed, _UNLABELED_ORDER), rank,
                                 world_size) if mu else None
-        self.strong = strong
+        self.policy = POLICIES[strong]()
         self.cta = ctaugment.CTAugment(lag=ahead) if strong == "ctaugment" and mu else None
 
-    def batch(self, step: int) -> Batch:
-        """The batch of `step`, 0-based."""
+    def batch(self, step: int) -> Batch | ProbedBatch:
+        """The batch of `step`, which counts from 0."""
         rng = np.random.default_rng([self.seed, _AUGMENTATION, step, self.rank])
         labeled = self.labeled.indices(step)
         unlabeled = self.unlabeled.indices(step) if self.unlabeled else np.empty(0, dtype=np.int64)
         images, size = self.data.images, self.data.images.shape[1:3]
         x = views.weak(images, views.draw_weak(rng, len(labeled), size, self.flip), labeled)
-        policy = self.cta.policy(step) if self.cta else POLICIES[self.strong]
+        policy = self.cta.policy(step) if self.cta else self.policy
         u_w, u_s = views.weak_and_strong(images, unlabeled, views.draw(rng, len(unlabeled), size, self.flip, policy))
         batch = Batch(x, self.data.labels[labeled], u_w, u_s, self.data.labels[unlabeled])
         if not self.cta:
@@ -109,8 +115,8 @@ class Loader:
         plan = ctaugment.draw_probe(rng, len(labeled))
         return ProbedBatch(*batch, randaugment.apply(x, plan), plan)
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps first_step..last_step-1 in order, made ahead in background threads."""
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch | ProbedBatch]:
+        """Gives the batches of steps first_step..last_step-1 in order, made ahead in background threads."""
         with concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             ready = collections.deque()
             try:

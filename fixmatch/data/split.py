@@ -1,4 +1,4 @@
-"""Which training images are labeled: drawn once, balanced over the classes, recorded, and checked wherever it is read.
+"""Which training images are labeled. The choice is drawn once, recorded in a file, and checked wherever it is read.
 
 Reference: kekmodel/FixMatch-pytorch, dataset/cifar.py, x_u_split.
 """
@@ -13,16 +13,18 @@ import numpy as np
 from fixmatch.data.dataset import DataError
 from fixmatch.files import write_atomic
 
-_STREAM = 4  # of the seed's random streams; the loader and the preview have 0 to 3
+_STREAM = 4  # the seed's random stream that splits are drawn from; the loader and the preview have 0 to 3
 
 
 @dataclass(frozen=True)
 class Split:
+    """The labeled and the unlabeled training images."""
+
     labeled: np.ndarray  # int64 [n] indices into the training images, sorted
     unlabeled: np.ndarray  # int64 [m] likewise
 
     def sha256(self) -> str:
-        """Of both index lists, so that two runs can be seen to have used the same split."""
+        """The SHA-256 of both index lists, by which two runs can be seen to have used the same split."""
         digest = hashlib.sha256(b"labeled" + self.labeled.astype("<i8").tobytes())
         digest.update(b"unlabeled" + self.unlabeled.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -30,16 +32,18 @@ class Split:
 
 def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, ...], seed: int,
                include_labeled: bool = True) -> Split:
-    """Draws the labeled images of each class, from a generator of its own.
+    """Draws the labeled images of each class.
 
     Args:
         labels: int64 [N], -1 where the class is not known.
-        num_labeled: how many in all, the same for each class; 0 takes every image whose class is known; or one count
-            a class.
+        num_classes: K.
+        num_labeled: how many images are to be labeled in all, equally many of each class; 0 takes every image whose
+            class is known. Or K counts, one for each class.
+        seed: of a random generator that draws nothing else.
         include_labeled: whether the labeled images are also among the unlabeled, as in the paper.
 
     Raises:
-        DataError: num_labeled is no multiple of num_classes, a class is to have no label or has fewer images.
+        DataError: num_labeled is no multiple of K, or a class is to have no label, or more than it has images.
     """
     rng = np.random.default_rng([seed, _STREAM])
     chosen = []
@@ -54,7 +58,7 @@ def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[in
 
 
 def _counts(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, ...]) -> list[int]:
-    """How many labels each class is to have."""
+    """How many labels each class is to have, K counts."""
     if not isinstance(num_labeled, int):
         if len(num_labeled) != num_classes:
             raise DataError(f"data.labels_per_class: has {len(num_labeled)} counts for {num_classes} classes")
@@ -70,7 +74,7 @@ def _counts(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, 
 
 
 def choose_split(labeled: np.ndarray, num_images: int, include_labeled: bool = True) -> Split:
-    """The split with exactly these labeled images. Raises DataError where no unlabeled image is left."""
+    """The split with exactly these labeled images. Raises DataError if no unlabeled image is left."""
     labeled = np.sort(labeled).astype(np.int64)
     everything = np.arange(num_images, dtype=np.int64)
     unlabeled = everything if include_labeled else np.setdiff1d(everything, labeled)
@@ -80,7 +84,7 @@ def choose_split(labeled: np.ndarray, num_images: int, include_labeled: bool = T
 
 
 def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarray) -> None:
-    """Writes split.json: the indices, the SHA-256 of the split, and that of the labels it was drawn from."""
+    """Writes a split file, which holds the indices, their SHA-256, and that of the labels they were drawn from."""
     write_atomic(path, json.dumps({
         "dataset": dataset, "num_images": len(labels), "labels_sha256": _labels_sha256(labels),
         "num_labeled": len(split.labeled), "sha256": split.sha256(),
@@ -89,20 +93,19 @@ def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarra
 
 def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled: int,
                include_labeled: bool = True) -> Split:
-    """Reads and verifies a split.json. Raises DataError if it is damaged or belongs to other data or settings.
+    """Reads a split file and verifies it against the data and the settings.
 
-    A num_labeled of 0 accepts any number of labels.
+    Args:
+        path: of the file.
+        dataset: the name of the data set.
+        labels: int64 [N], the data set's.
+        num_labeled: how many labels the file must have; 0 accepts any number.
+        include_labeled: as in draw_split.
+
+    Raises:
+        DataError: the file is damaged, or belongs to other data or settings.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
-        facts = {key: content[key] for key in ("dataset", "num_images", "labels_sha256", "sha256")}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path}: not a split file ({type(error).__name__}: {error})") from None
-    if facts["sha256"] != split.sha256():
-        raise DataError(f"{path}: its SHA-256 does not fit its indices: it was edited or damaged")
+    split, facts = _parse_split(path)
     if (facts["dataset"], facts["num_images"]) != (dataset, len(labels)):
         raise DataError(f"{path}: made for {facts['dataset']} with {facts['num_images']} images, "
                         f"not for {dataset} with {len(labels)}")
@@ -120,6 +123,21 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
     if num_labeled and len(split.labeled) != num_labeled:
         raise DataError(f"{path}: has {len(split.labeled)} labeled images, but data.num_labeled is {num_labeled}")
     return split
+
+
+def _parse_split(path: pathlib.Path) -> tuple[Split, dict]:
+    """The split that an undamaged file holds, and what the file says of the data set that it was made for."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
+        facts = {key: content[key] for key in ("dataset", "num_images", "labels_sha256", "sha256")}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path}: not a split file ({type(error).__name__}: {error})") from None
+    if facts["sha256"] != split.sha256():
+        raise DataError(f"{path}: its SHA-256 does not fit its indices: it was edited or damaged")
+    return split, facts
 
 
 def _labels_sha256(labels: np.ndarray) -> str:

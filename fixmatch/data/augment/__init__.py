@@ -1,1 +1,1 @@
-"""How views are made: what is drawn at random, and what is done to the pixels."""
+"""Random views of images: what is drawn at random, and what that does to the pixels."""

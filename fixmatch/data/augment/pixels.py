@@ -1,25 +1,25 @@
-"""The compiled pixel work: crop, flip, RandAugment's operations and Cutout on one image after another.
+"""The compiled pixel work: crop, flip, RandAugment's operations and Cutout, on one image after another.
 
 Every function below works in place on one image stored flat, uint8 [H*W*3] in row, column, channel order, so that an
 image of CIFAR's size stays in the first-level cache from the crop to the Cutout. Each equals its Pillow counterpart
 byte for byte; a C file named in a docstring is Pillow's (src/libImaging). That is why there is no `fastmath`: a blend
 is one float32 product and one float32 sum, each rounded.
 
-What keeps the first call short with nothing cached: one compiled function, `_render`, with one signature, into which
-the others are inlined before type inference; no slice assignment, min, max or abs, each of which numba compiles apart;
-no range(3) around loops over the image, which LLVM would unroll. All of it is in this file because numba notices a
-changed source only in the file of the function it cached.
+Three rules keep the first call short when nothing is cached. There is one compiled function, `_render`, with one
+signature, into which the others are inlined before type inference. No slice assignment, min, max or abs is used, each
+of which numba compiles apart. And no range(3) stands around a loop over the image, which LLVM would unroll. All of the
+pixel work is in this file because numba notices a changed source only in the file of the function it cached.
 """
 
 import numba
 import numpy as np
 
-# What an operation needs in its row of `param`, float64 [6].
+# The codes of the operations. Each comment says what the operation finds in its row of `param`, float64 [6].
 IDENTITY = 0
 AUTOCONTRAST = 1
 EQUALIZE = 2
 POSTERIZE = 3  # bit mask
-SOLARIZE = 4  # threshold: this value and those above it are inverted
+SOLARIZE = 4  # threshold; this value and those above it are inverted
 BRIGHTNESS = 5  # factor
 CONTRAST = 6  # factor
 COLOR = 7  # factor
@@ -27,43 +27,45 @@ SHARPNESS = 8  # factor
 AFFINE = 9  # the six coefficients in 16.16 fixed point, see `affine`
 
 
-# Rewrites fuse whole-array expressions, of which there are none. numpy's error model does not check for division by 0.
-OPTIONS = {"nogil": True, "no_rewrites": True, "error_model": "numpy"}
+# Rewrites would fuse whole-array expressions, of which there are none here. NumPy's error model leaves out the check
+# for division by 0.
+_OPTIONS = {"nogil": True, "no_rewrites": True, "error_model": "numpy"}
 
 
 def _compile(function):
-    """numba.njit, cached on disk if any directory for the cache is writable."""
+    """Applies numba.njit, with a cache on disk if any directory for the cache is writable."""
     try:
-        return numba.njit(cache=True, **OPTIONS)(function)
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # neither NUMBA_CACHE_DIR nor __pycache__ nor the user's cache directory is writable
-        return numba.njit(**OPTIONS)(function)
+        return numba.njit(**_OPTIONS)(function)
 
 
-_inline = numba.njit(inline="always", **OPTIONS)
+_inline = numba.njit(inline="always", **_OPTIONS)
 
 
-def render(images, index, flip, corner, code, param, box, out=None):
-    """One view per index: a crop of images[index], flipped or not, then the operations, then Cutout.
+def render(images, index, flip, corner, code, param, box):
+    """Makes one view per index: a crop of images[index], flipped or not, then the operations, then Cutout.
 
-    Releases the GIL, so that threads can share a batch by slices.
+    The GIL is released, so that threads can share a batch by slices.
 
     Args:
-        images: uint8 [D, H, W, 3], C-contiguous (anything else is copied on every call); never written.
+        images: uint8 [D, H, W, 3], C-contiguous (anything else is copied on every call); they are never written to.
         index: int64 [N], which image each view shows.
-        flip: bool [N], mirror left to right before cropping.
-        corner: int64 [N, 2], (top, left) of the H x W window, less than H and W either way; outside, the image is
-            continued by reflection.
-        code: int64 [N, n], operations in the order of application, one of the constants above.
-        param: float64 [N, n, 6], their parameters.
+        flip: bool [N], whether the image is mirrored left to right before cropping.
+        corner: int64 [N, 2], (top, left) of the H x W window, less than H and W either way. Outside of its borders, the
+            image is continued by reflection.
+        code: int64 [N, n], the operations in the order of application, each one of the constants above.
+        param: float64 [N, n, 6], the parameters of the operations.
         box: int64 [N, 4], Cutout's (top, left, bottom, right), bottom and right exclusive; empty boxes change nothing.
-        out: uint8 [N, H, W, 3], C-contiguous, written and returned; a new array by default.
+
+    Returns:
+        new uint8 [N, H, W, 3]
 
     Raises:
-        IndexError: an index outside 0..D-1.
+        IndexError: an index lies outside 0..D-1.
     """
     count, (height, width) = len(index), images.shape[1:3]
-    if out is None:
-        out = np.empty((count, height, width, 3), np.uint8)
+    out = np.empty((count, height, width, 3), np.uint8)
     if count == 0:
         return out
     if np.min(index) < 0 or np.max(index) >= len(images):
@@ -97,7 +99,7 @@ def no_operations(count):
 
 
 def _read_only(array, dtype):
-    """A read-only view: numba compiles anew for every mix of writable and read-only arguments, so there is only one."""
+    """A read-only view. Numba compiles anew for every mix of writable and read-only arguments, so all are read-only."""
     view = np.ascontiguousarray(array, dtype).view()
     view.flags.writeable = False
     return view
@@ -105,7 +107,7 @@ def _read_only(array, dtype):
 
 @_inline
 def reflect(position, size):
-    """A position outside 0..size-1 mirrored at the border pixel, which is not repeated (numpy.pad's mode "reflect")."""
+    """A position outside 0..size-1, mirrored at the border pixel without repeating it (numpy.pad's mode "reflect")."""
     if position < 0:
         position = -position
     if position >= size:
@@ -115,7 +117,7 @@ def reflect(position, size):
 
 @_inline
 def crop(source, image, height, width, flip, top, left):
-    """Flip, pad by reflection and crop: a height x width window of `source` into `image`."""
+    """Flips, pads by reflection and crops: copies a height x width window of `source` into `image`."""
     for y in range(height):
         row = reflect(top + y, height) * width
         for x in range(width):
@@ -128,7 +130,7 @@ def crop(source, image, height, width, flip, top, left):
 
 @_inline
 def look_up(image, table):
-    """A lookup table per channel, uint8 [3*256] (Point.c)."""
+    """Replaces every value by a lookup table's, which has 256 entries a channel, uint8 [3*256] (Point.c)."""
     for i in range(0, image.size, 3):
         for c in range(3):
             image[i + c] = table[256 * c + image[i + c]]
@@ -136,7 +138,7 @@ def look_up(image, table):
 
 @_inline
 def autocontrast(image, table):
-    """PIL.ImageOps.autocontrast: per channel, the darkest value to 0 and the brightest to 255."""
+    """Fills the table of PIL.ImageOps.autocontrast: a channel's darkest value becomes 0, its brightest 255."""
     for c in range(table.size // 256):
         low, high = 255, 0
         for i in range(c, image.size, 3):
@@ -152,7 +154,7 @@ def autocontrast(image, table):
 
 @_inline
 def equalize(image, counts, table):
-    """PIL.ImageOps.equalize: per channel, the cumulative histogram in steps of a 255th."""
+    """Fills the table of PIL.ImageOps.equalize, a channel's cumulative histogram in steps of a 255th."""
     for i in range(counts.size):
         counts[i] = 0
     for i in range(0, image.size, 3):
@@ -172,14 +174,14 @@ def equalize(image, counts, table):
 
 @_inline
 def posterize(table, mask):
-    """PIL.ImageOps.posterize: keep the bits of `mask`."""
+    """Fills the table of PIL.ImageOps.posterize, which keeps the bits of `mask`."""
     for i in range(table.size):
         table[i] = i & mask
 
 
 @_inline
 def solarize(table, threshold):
-    """PIL.ImageOps.solarize: invert the values from `threshold` upwards."""
+    """Fills the table of PIL.ImageOps.solarize, which inverts the values from `threshold` upwards."""
     for i in range(table.size):
         value = i & 255
         table[i] = value if value < threshold else 255 - value
@@ -187,7 +189,7 @@ def solarize(table, threshold):
 
 @_inline
 def blend(degenerate, value, factor):
-    """Blend.c, in float32: from `degenerate` (factor 0) to `value` (factor 1) and beyond, clipped and truncated."""
+    """Blends as Blend.c does in float32: from `degenerate` (factor 0) to `value` (factor 1) and on, then truncates."""
     mixed = np.float32(degenerate) + factor * (np.float32(value) - np.float32(degenerate))
     if mixed < np.float32(0):
         mixed = np.float32(0)
@@ -198,7 +200,7 @@ def blend(degenerate, value, factor):
 
 @_inline
 def blend_grey(table, grey, factor):
-    """PIL.ImageEnhance.Brightness and Contrast: blend with black, or with the mean grey."""
+    """Fills the table of PIL.ImageEnhance.Brightness (`grey` is 0) and Contrast (`grey` is the mean grey)."""
     for i in range(table.size):
         table[i] = blend(grey, i & 255, factor)
 
@@ -211,7 +213,7 @@ def luma(image, i):
 
 @_inline
 def mean_grey(image):
-    """The mean of the grey image, rounded as PIL.ImageEnhance.Contrast does."""
+    """The mean of the grey image, rounded as PIL.ImageEnhance.Contrast rounds it."""
     total = 0
     for i in range(0, image.size, 3):
         total += luma(image, i)
@@ -220,7 +222,7 @@ def mean_grey(image):
 
 @_inline
 def color(image, factor):
-    """PIL.ImageEnhance.Color: blend with the grey image."""
+    """Blends the image with its grey version, as PIL.ImageEnhance.Color does."""
     for i in range(0, image.size, 3):
         grey = luma(image, i)
         for c in range(3):
@@ -229,14 +231,14 @@ def color(image, factor):
 
 @_inline
 def sharpness(image, scratch, height, width, factor):
-    """PIL.ImageEnhance.Sharpness: blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (Filter.c).
+    """Blends with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, as PIL.ImageEnhance.Sharpness does (Filter.c).
 
-    The border stays as it is. Pillow rounds a float32 sum of products; the exact mean is at least 1/26 away from a tie,
+    The border stays as it is. Pillow rounds a float32 sum of products. The exact mean is at least 1/26 away from a tie,
     so the order of summation is free.
     """
     for i in range(image.size):
         scratch[i] = image[i]
-    # Unsigned, because only without numba's test for negative indices does LLVM vectorize the loop.
+    # Indices are unsigned because LLVM vectorizes the loop only without numba's test for negative indices.
     row, pixel = np.uint64(3 * width), np.uint64(3)
     for y in range(np.uint64(1), np.uint64(height - 1)):
         for i in range(y * row + pixel, y * row + row - pixel):
@@ -249,9 +251,10 @@ def sharpness(image, scratch, height, width, factor):
 
 @_inline
 def affine(image, scratch, height, width, coefficients):
-    """Nearest-neighbour affine transform with black outside (affine_fixed in Geometry.c).
+    """Transforms the image affinely, with nearest neighbours and black outside (affine_fixed in Geometry.c).
 
-    The source of pixel (x, y) is column (a0*x + a1*y + a2) >> 16, row (a3*x + a4*y + a5) >> 16; `coefficients`: a0..a5.
+    The pixel (x, y) comes from column (a0*x + a1*y + a2) >> 16 and row (a3*x + a4*y + a5) >> 16, where `coefficients`
+    are a0..a5.
     """
     a0, a1, a2 = np.int64(coefficients[0]), np.int64(coefficients[1]), np.int64(coefficients[2])
     a3, a4, a5 = np.int64(coefficients[3]), np.int64(coefficients[4]), np.int64(coefficients[5])
@@ -273,7 +276,7 @@ def affine(image, scratch, height, width, coefficients):
 
 @_inline
 def cutout(image, width, top, left, bottom, right):
-    """A box of grey 127."""
+    """Paints a box of grey 127."""
     for y in range(top, bottom):
         for i in range(3 * (y * width + left), 3 * (y * width + right)):
             image[i] = 127
@@ -281,6 +284,7 @@ def cutout(image, width, top, left, bottom, right):
 
 @_compile
 def _render(images, index, flip, corner, code, param, box, out, height, width, scratch, counts, table):
+    """What `render` says, on flat images, uint8 [D, H*W*3] into [N, H*W*3], with room for one image and its tables."""
     for i in range(index.size):
         image = out[i]
         crop(images[index[i]], image, height, width, flip[i], corner[i, 0], corner[i, 1])

@@ -1,14 +1,15 @@
 """The weak and the strong view of an image.
 
-Weak: horizontal flip with probability 1/2, then reflection padding by an eighth of the image and a random crop back to
-its size.
-Strong: the same, drawn anew, then RandAugment and Cutout, or another policy of fixmatch/data/augment/recipes.py.
+A weak view is flipped horizontally with probability 1/2, padded by reflection by an eighth of the image, and cropped
+back to the image's size at a random place. A strong view is the same, drawn anew, and after that comes RandAugment with
+Cutout, or another policy of fixmatch/data/augment/recipes.py.
 
 Drawing and applying are separate: the plan of a batch is drawn once, and threads may follow it slice by slice with the
-same result. Images may be oblong: TranslateX goes by the width, TranslateY by the height, Cutout by the shorter side,
-as the reference has it; the padding, for which the reference knows only squares, is an eighth of each axis.
+same result. Images may be oblong: TranslateX goes by the width, TranslateY by the height and Cutout by the shorter
+side, as the reference has it. The padding, for which the reference knows only squares, is an eighth of each axis.
 
-Source: TransformFixMatch in dataset/cifar.py of kekmodel/FixMatch-pytorch. N views, D images in the data set.
+Source: TransformFixMatch in dataset/cifar.py of kekmodel/FixMatch-pytorch. N views, D images in the data set, each of
+H x W pixels.
 """
 
 from typing import NamedTuple
@@ -17,42 +18,46 @@ import numpy as np
 
 from fixmatch.data.augment import pixels, randaugment
 
+_REFERENCE = randaugment.RandAugment()
+
 
 class WeakPlan(NamedTuple):
-    """Flip and crop of N views. Image axis first: `take` gives the plan of a part of the batch."""
+    """The flip and the crop of N views. Both fields have the image axis first, so that a plan can be cut by images."""
 
-    flip: np.ndarray  # bool [N], mirrored left to right before the crop
+    flip: np.ndarray  # bool [N], whether the image is mirrored left to right before the crop
     offset: np.ndarray  # int64 [N, 2], (top, left) of the crop in the padded image, 0..2*padding
 
     def take(self, part):
-        """The plan of the views in `part`, a slice, mask or array of indices."""
+        """The plan of the views in `part`, a slice, a mask or an array of indices."""
         return WeakPlan(*(field[part] for field in self))
 
 
 class ViewPlan(NamedTuple):
     """The weak and the strong view of N images."""
 
-    weak: WeakPlan
+    weak: WeakPlan  # the weak view's flip and crop
     strong: WeakPlan  # the strong view's own flip and crop
-    strong_plan: randaugment.Plan  # and what follows them, or the plan of another policy
+    strong_plan: randaugment.Plan  # what follows them in the strong view; a plan of another policy fits, too
 
     def take(self, part):
-        """The plan of the views in `part`, a slice, mask or array of indices."""
+        """The plan of the views in `part`, a slice, a mask or an array of indices."""
         return ViewPlan(*(plan.take(part) for plan in self))
 
 
 def padding(size):
-    """Pixels of padding on either side of an axis of this length: 4 for 32."""
+    """The pixels of padding on either side of an axis of `size` pixels: 4 for 32."""
     return int(size * 0.125)
 
 
 def draw_weak(rng, n_images, image_size, flip=True):
-    """Random WeakPlan.
+    """A random WeakPlan.
 
     Args:
-        rng: numpy.random.Generator.
-        image_size: side of a square image, or (height, width).
-        flip: False for images that mean something else when mirrored, such as digits. Uses up the same random numbers.
+        rng: the numpy.random.Generator that all random numbers come from.
+        n_images: N.
+        image_size: the side of square images, or (height, width), in pixels.
+        flip: False for images that mean something else when mirrored, such as digits. It uses up the same random
+            numbers.
     """
     height, width = np.broadcast_to(image_size, 2)
     return WeakPlan(
@@ -61,12 +66,12 @@ def draw_weak(rng, n_images, image_size, flip=True):
     )
 
 
-def draw(rng, n_images, image_size, flip=True, policy=randaugment):
-    """Random ViewPlan; arguments as in draw_weak.
+def draw(rng, n_images, image_size, flip=True, policy=_REFERENCE):
+    """A random ViewPlan.
 
     Args:
-        policy: of the strong views, with a method draw(rng, n_images) -> plan; a plan has `take` and `render`, as
-            randaugment.Plan does. The default is RandAugment with n=2, m=10.
+        rng, n_images, image_size, flip: as in draw_weak.
+        policy: of the strong views, see recipes.Policy. The default is the reference's RandAugment.
     """
     return ViewPlan(
         weak=draw_weak(rng, n_images, image_size, flip),
@@ -75,39 +80,34 @@ def draw(rng, n_images, image_size, flip=True, policy=randaugment):
     )
 
 
-def weak(images, plan, index=None, out=None):
+def weak(images, plan, index):
     """The weak views of images[index].
 
     Args:
-        images: uint8 [D, H, W, 3], C-contiguous; the whole data set, never written or copied, may be memory-mapped.
-        plan: WeakPlan of N views.
-        index: int64 [N]; all images in order by default.
-        out: uint8 [N, H, W, 3], C-contiguous, to write to; a new array by default.
+        images: uint8 [D, H, W, 3], C-contiguous. This is the whole data set, which is never written or copied, and
+            which may be memory-mapped.
+        plan: the WeakPlan of N views.
+        index: int64 [N], the image that each view shows.
 
     Returns:
-        uint8 [N, H, W, 3]
+        new uint8 [N, H, W, 3]
 
     Raises:
-        IndexError: an index outside 0..D-1.
+        IndexError: an index lies outside 0..D-1.
     """
-    n_views = len(plan.flip)
-    if index is None:
-        index = np.arange(n_views)
-    return pixels.render(images, index, plan.flip, _corner(plan, images), *pixels.no_operations(n_views), out)
+    return pixels.render(images, index, plan.flip, _corner(plan, images), *pixels.no_operations(len(index)))
 
 
-def strong(images, plan, index=None, out=None):
-    """The strong views of images[index]; as `weak`, with a ViewPlan."""
-    if index is None:
-        index = np.arange(len(plan.strong.flip))
-    return plan.strong_plan.render(images, index, plan.strong.flip, _corner(plan.strong, images), out)
+def strong(images, plan, index):
+    """The strong views of images[index], by a ViewPlan; all else is as in `weak`."""
+    return plan.strong_plan.render(images, index, plan.strong.flip, _corner(plan.strong, images))
 
 
-def weak_and_strong(images, index, plan, out=(None, None)):
-    """(weak, strong) views of images[index], each uint8 [N, H, W, 3]; `out` is a pair, otherwise as in `weak`."""
-    return weak(images, plan.weak, index, out[0]), strong(images, plan, index, out[1])
+def weak_and_strong(images, index, plan):
+    """The (weak, strong) views of images[index] by a ViewPlan, each uint8 [N, H, W, 3]; all else is as in `weak`."""
+    return weak(images, plan.weak, index), strong(images, plan, index)
 
 
 def _corner(plan, images):
-    """(top, left) of the crops in the image without padding, int64 [N, 2]."""
+    """The (top, left) of each crop in the image without its padding, int64 [N, 2]."""
     return plan.offset - [padding(size) for size in images.shape[1:3]]

@@ -1,1 +1,1 @@
-"""Where images and labels come from, one file a kind of source."""
+"""Where images and labels come from. Each kind of source has a file of its own."""

@@ -1,23 +1,25 @@
 """CIFAR-10 and CIFAR-100 from the official Python archive or its unpacked folder (Krizhevsky 2009).
 
-The archives hold pickles, which can run any code when loaded. They are read here by an unpickler that admits numpy
-arrays and plain containers only, straight from the archive: nothing is extracted.
+The archives hold pickles, which can run any code when loaded. So they are read by an unpickler that admits NumPy arrays
+and plain containers only (arrays_pickle.py), and straight from the archive, so that nothing is extracted.
 """
 
-import io
+import logging
 import pathlib
-import pickle
 import tarfile
 from dataclasses import dataclass
 
 import numpy as np
 
 from fixmatch.data.dataset import DataError, Dataset, Source, one_line
+from fixmatch.data.sources.arrays_pickle import unpickle
 from fixmatch.data.sources.download import TAR_ERRORS, locate, md5_of
 
 
 @dataclass(frozen=True)
 class _Layout:
+    """How one of the two data sets is packed, and what is known of it."""
+
     archive: str
     folder: str
     train: tuple[str, ...]
@@ -41,16 +43,18 @@ _LAYOUTS = {
         "cifar-100-python.tar.gz", "cifar-100-python", ("train",), ("test",), "meta", "fine_labels", "fine_label_names",
         100, "eb9058c3a382ffc7106e4002c42a8d85", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
-_LARGEST_MEMBER = 1 << 29  # bytes; the official ones are below 2**28
+_LARGEST_MEMBER = 1 << 29  # bytes of a file in the archive; the official ones are below 2**28
+
+_log = logging.getLogger(__name__)
 
 
 def load_cifar(name: str, root: str, allow_download: bool = True) -> Source:
     """Reads CIFAR from root/ARCHIVE, root/FOLDER, or from `root` itself if it is one of the two; else downloads it.
 
-    Images uint8 [50000, 32, 32, 3] and [10000, 32, 32, 3]; CIFAR-100 has its 100 fine labels.
+    The images are uint8 [50000, 32, 32, 3] and [10000, 32, 32, 3]. CIFAR-100 has its 100 fine labels.
 
     Raises:
-        DataError: nothing there and no download, or a file that is damaged, hostile or not CIFAR.
+        DataError: nothing is there and it is not to be downloaded, or a file is damaged, hostile or not CIFAR.
     """
     layout = _LAYOUTS[name]
     place = locate(pathlib.Path(root), name, layout.archive, layout.folder, layout.meta, _HOST, layout.md5,
@@ -63,16 +67,17 @@ def load_cifar(name: str, root: str, allow_download: bool = True) -> Source:
         if not len(data):
             raise DataError(f"{place}: holds no {part} images")
     if place.suffix == ".gz" and md5_of(place) != layout.md5:
-        print(f"{place}: not the official archive (its MD5 differs); read all the same")
+        _log.info("%s: not the official archive (its MD5 differs); read all the same", place)
     return Source(name, classes, train, test, layout.mean, layout.std, flip=True)
 
 
 def statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of "cifar10" or "cifar100", a channel, of pixels in [0, 1]."""
+    """Mean and standard deviation of each channel of "cifar10" or "cifar100", for pixels in [0, 1]."""
     return _LAYOUTS[name].mean, _LAYOUTS[name].std
 
 
 def _read_folder(folder: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
+    """The content of each of CIFAR's files in an unpacked folder. Raises DataError."""
     try:
         return {name: (folder / name).read_bytes() for name in (*layout.train, *layout.test, layout.meta)}
     except OSError as error:
@@ -80,6 +85,7 @@ def _read_folder(folder: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
 
 
 def _read_archive(path: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
+    """The content of each of CIFAR's files in an archive. Raises DataError."""
     wanted = {f"{layout.folder}/{name}": name for name in (*layout.train, *layout.test, layout.meta)}
     files = {}
     try:
@@ -96,75 +102,9 @@ def _read_archive(path: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
     return files
 
 
-class _ArraysOnly(pickle._Unpickler):
-    """Admits what arrays, lists, dicts, numbers and strings are pickled with, and nothing else.
-
-    A pickle must not get more memory than it fills, either. So NumPy's own classes are replaced, and this is the
-    unpickler written in Python: the C one makes room for any memo index that a pickle names.
-    """
-
-    def __init__(self, blob: bytes):
-        super().__init__(io.BytesIO(blob), encoding="bytes")
-        self.left_to_encode = len(blob)
-
-    def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):
-            return self._encode
-        try:
-            return _STAND_INS[module.replace("numpy._core", "numpy.core"), name]
-        except KeyError:
-            wanted = f"{module}.{name}"
-            raise pickle.UnpicklingError(f"it wants to run {wanted!r}, which no image archive needs") from None
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """How Python 3 pickles bytes in protocol 2."""
-        self.left_to_encode -= len(text)
-        if encoding != "latin1" or self.left_to_encode < 0:
-            raise pickle.UnpicklingError("it encodes what is no bytes object")
-        return text.encode("latin1")
-
-
-class _PickledDtype:
-    def __init__(self, code, align, copy):
-        self.is_uint8 = code in ("u1", b"u1")
-
-    def __setstate__(self, state):
-        """Byte order and the like: one byte has none."""
-
-
-class _PickledArray:
-    """An array as pickle builds it: made empty, then given (version, shape, dtype, whether column-major, bytes)."""
-
-    def __init__(self, subtype, shape, typecode):
-        self.uint8 = None  # the array, where it is one of uint8
-
-    def __setstate__(self, state):
-        _, shape, dtype, column_major, content = state
-        if dtype.is_uint8:
-            self.uint8 = np.frombuffer(content, np.uint8).reshape(shape, order="F" if column_major else "C")
-
-
-_STAND_INS = {
-    ("numpy", "dtype"): _PickledDtype,
-    ("numpy", "ndarray"): None,  # only ever an argument of the next one
-    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-}
-
-
-def _unpickle(blob: bytes, where: str) -> dict:
-    try:
-        content = _ArraysOnly(blob).load()
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{where}: refused: {error}") from None
-    except Exception as error:  # a damaged pickle raises almost anything, by its kind of damage
-        raise DataError(f"{where}: damaged ({one_line(error)}); get the archive again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{where}: not a CIFAR file: holds {type(content).__name__}, not a dict")
-    return {k.decode("utf-8", "replace") if isinstance(k, bytes) else k: v for k, v in content.items()}
-
-
 def _parse_batch(blob: bytes, where: str, layout: _Layout) -> Dataset:
-    content = _unpickle(blob, where)
+    """The images and labels of one file. Raises DataError."""
+    content = unpickle(blob, where)
     rows, labels = getattr(content.get("data"), "uint8", None), content.get(layout.labels_key)
     if rows is None or rows.ndim != 2 or rows.shape[1] != 3072:
         raise DataError(f"{where}: not a CIFAR file: 'data' is not a uint8 array of rows of 3072")
@@ -179,7 +119,8 @@ def _parse_batch(blob: bytes, where: str, layout: _Layout) -> Dataset:
 
 
 def _parse_meta(blob: bytes, where: str, layout: _Layout) -> tuple[str, ...]:
-    names = _unpickle(blob, where).get(layout.names_key)
+    """The names of the classes, in the order of the labels. Raises DataError."""
+    names = unpickle(blob, where).get(layout.names_key)
     if not isinstance(names, list) or [type(n) for n in names] != [bytes] * layout.num_classes:
         raise DataError(f"{where}: not a CIFAR file: '{layout.names_key}' is not a list of {layout.num_classes} names")
     return tuple(n.decode("utf-8", "replace") for n in names)

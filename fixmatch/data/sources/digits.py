@@ -5,11 +5,14 @@ from sklearn import datasets
 
 from fixmatch.data.dataset import Dataset, Source
 
-TEST_IMAGES = 500  # the last ones: the images are ordered by writer, and a test should be on other writers
+TEST_IMAGES = 500  # the last ones, as the images are ordered by writer and a test should be on other writers
 
 
 def load_digits() -> Source:
-    """Grey levels 0..16 become 0..255 in three equal channels. Digits are not mirrored: a mirrored 2 is not a 2."""
+    """The digits, uint8 [1297, 8, 8, 3] for training and [500, 8, 8, 3] for the test.
+
+    The grey levels 0..16 become 0..255 in three equal channels. Digits are not mirrored, as a mirrored 2 is not a 2.
+    """
     bunch = datasets.load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
     images = np.repeat(grey[..., None], 3, axis=3)

@@ -1,10 +1,11 @@
 """Official files: where they are, and their verified download.
 
-That goes over TLS, is resumed where it broke off, and moved into place only when its MD5 is right.
+A download goes over TLS, is resumed where it broke off, and is moved into place only when its MD5 is right.
 """
 
 import hashlib
 import http.client
+import logging
 import lzma
 import os
 import pathlib
@@ -17,12 +18,16 @@ from tqdm import tqdm
 
 from fixmatch.data.dataset import DataError
 
-TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError)  # of a damaged archive
+# What a damaged archive may raise.
+TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError)
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30  # seconds without an answer
 
+_log = logging.getLogger(__name__)
+
 
 def md5_of(path: pathlib.Path) -> str:
+    """The MD5 of a file, in hexadecimal digits. Raises OSError if it cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -32,14 +37,20 @@ def md5_of(path: pathlib.Path) -> str:
 
 def locate(root: pathlib.Path, name: str, archive: str, folder: str, member: str, host: str, md5: str,
            allow_download: bool) -> pathlib.Path:
-    """Where the data set `name` is: root/folder, root/archive, or `root` itself; else root/archive, downloaded.
+    """Where the data set `name` is: root/folder, root/archive, or `root` itself. Otherwise root/archive is downloaded.
 
     Args:
-        member: a file by which the unpacked folder is known.
-        host: the address that `archive` follows.
+        root: the folder that has the archive or the unpacked folder, or one of the two.
+        name: of the data set, for messages.
+        archive: the name of the official archive.
+        folder: the name of the folder that the archive unpacks to.
+        member: the name of a file in it, by which the unpacked folder is known.
+        host: the address that the archive's name follows.
+        md5: of the archive.
+        allow_download: whether to download the archive if nothing is there.
 
     Raises:
-        DataError: nothing there and no download.
+        DataError: nothing is there, and it is not to be downloaded or cannot be.
     """
     target = root / archive
     for place in (root / folder, target, root):
@@ -52,7 +63,7 @@ def locate(root: pathlib.Path, name: str, archive: str, folder: str, member: str
 
 
 def fetch(url: str, target: pathlib.Path, md5: str, name: str) -> pathlib.Path:
-    """`target`, after its `download`; where that fails, the DataError says how to do without it."""
+    """Gives `target` after its `download`. If that fails, the DataError also says how to do without it."""
     try:
         download(url, target, md5)
     except DataError as error:
@@ -64,8 +75,8 @@ def download(url: str, target: pathlib.Path, md5: str) -> None:
     """Fetches `url` into `target` through `target`.part, which is kept when the connection breaks, and resumed.
 
     Raises:
-        DataError: no connection, a refused request, a full disk, or content that is not what `md5` says; `target` is
-            then left as it was.
+        DataError: there is no connection, the request is refused, the disk is full, or the content is not what `md5`
+            says; `target` is then left as it was.
     """
     part = target.with_name(target.name + ".part")
     try:
@@ -82,13 +93,14 @@ def download(url: str, target: pathlib.Path, md5: str) -> None:
 
 
 def _fetch(url: str, part: pathlib.Path) -> None:
+    """Adds to `part` what it lacks of the file at `url`. Raises OSError and what the http package raises."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310, our own URL
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # nothing left to send: complete, or another file, as the MD5 tells
+        if error.code == 416 and have:  # nothing is left to send; the MD5 tells whether the part is complete
             return
         raise
     with response:
@@ -99,7 +111,7 @@ def _fetch(url: str, part: pathlib.Path) -> None:
         done = have if resumed else 0
         total = int(length) + done if length else None
         part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab" if resumed else "wb") as file, tqdm(  # on a terminal, else _say_tenths
+        with open(part, "ab" if resumed else "wb") as file, tqdm(  # shown on a terminal, and _say_tenths elsewhere
                 total=total, initial=done, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -112,7 +124,7 @@ def _fetch(url: str, part: pathlib.Path) -> None:
 
 
 def _say_tenths(name: str, before: int, done: int, total: int | None) -> None:
-    """One line for each tenth of `total` bytes, or each 10 MB where that is not known."""
+    """Logs one line for each tenth of `total` bytes, or for each 10 MB if the total is not known."""
     tenth = total / 10 if total else 10e6
     if done // tenth > before // tenth:
-        print(f"{name}: {done / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), flush=True)
+        _log.info("%s: %.1f%s MB", name, done / 1e6, f" of {total / 1e6:.1f}" if total else "")

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from running import ROOT, digits, tool_environment
 from images import random_images
+from running import ROOT, digits, tool_environment
 
 from fixmatch import checkpoint, cli
 from fixmatch.checkpoint import CheckpointError

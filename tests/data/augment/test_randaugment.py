@@ -56,9 +56,9 @@ def plan_of(name, magnitude, negated=False, n_images=1, cutout=NOWHERE):
 
 def augment(image, name, magnitude, negated=False):
     """One operation on uint8 [1, H, W, 3], without Cutout."""
-    lowered = randaugment.lower(plan_of(name, magnitude, negated), *image.shape[1:3])
+    code, param, _ = randaugment.pixel_operations(plan_of(name, magnitude, negated), *image.shape[1:3])
     still = np.zeros(1, bool), np.zeros((1, 2), np.int64)
-    return kernels.render(image, np.arange(1), *still, lowered.code, lowered.param, np.zeros((1, 4), np.int64))
+    return kernels.render(image, np.arange(1), *still, code, param, np.zeros((1, 4), np.int64))
 
 
 # Against Pillow
@@ -131,7 +131,7 @@ def test_every_crop_equals_pillow(size, flip):
     corners = [(y, x) for y in range(2 * (height // 8) + 1) for x in range(2 * (width // 8) + 1)]
     plan = views.WeakPlan(np.full(len(corners), flip), np.array(corners))
     images = np.random.default_rng(0).integers(0, 256, (len(corners), *size, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(views.weak(images, plan), pillow.weak(images, plan))
+    np.testing.assert_array_equal(views.weak(images, plan, np.arange(len(images))), pillow.weak(images, plan))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -242,14 +242,14 @@ def test_cutout_box(centre, box):
 def test_weak_view_reflects_at_the_border():
     image = pixels(np.arange(64).reshape(8, 8))
     up_and_right = views.WeakPlan(np.array([False]), np.array([[0, 2]]))  # by one pixel each, which is the padding
-    view = views.weak(image, up_and_right)[0, :, :, 0]
+    view = views.weak(image, up_and_right, np.arange(1))[0, :, :, 0]
     np.testing.assert_array_equal(view[0], [9, 10, 11, 12, 13, 14, 15, 14])  # row 1 above row 0, column 6 after 7
     np.testing.assert_array_equal(view[1], [1, 2, 3, 4, 5, 6, 7, 6])
 
 
 def test_flip_comes_before_the_crop():
     image = pixels(np.arange(64).reshape(8, 8))
-    view = views.weak(image, views.WeakPlan(np.array([True]), np.array([[1, 2]])))[0, 0, :, 0]
+    view = views.weak(image, views.WeakPlan(np.array([True]), np.array([[1, 2]])), np.arange(1))[0, 0, :, 0]
     np.testing.assert_array_equal(view, [6, 5, 4, 3, 2, 1, 0, 1])
 
 
@@ -340,13 +340,13 @@ def test_threads_share_a_batch():
     images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
     index = np.random.default_rng(1).integers(100, size=800)
     plan = views.draw(np.random.default_rng(2), 800, 32)
-    weak, strong = np.zeros((2, 800, 32, 32, 3), np.uint8)
 
     def work(part):
-        views.weak_and_strong(images, index[part], plan.take(part), (weak[part], strong[part]))
+        return views.weak_and_strong(images, index[part], plan.take(part))
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, [slice(i, i + 50) for i in range(0, 800, 50)]))
+        parts = list(pool.map(work, [slice(i, i + 50) for i in range(0, 800, 50)]))
+    weak, strong = (np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
     expected_weak, expected_strong = views.weak_and_strong(images, index, plan)
     np.testing.assert_array_equal(weak, expected_weak)
     np.testing.assert_array_equal(strong, expected_strong)

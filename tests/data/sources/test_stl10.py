@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from data_errors import error_of
 
 from fixmatch.data import DataError
 from fixmatch.data.sources import stl10
@@ -15,15 +16,6 @@ from fixmatch.data.sources.stl10 import load_stl10
 
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 COMPLETE = [".json", ".lock", ".npy"]
-
-
-def error_of(call, *arguments) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert message.isprintable()
-    return message
 
 
 def read(root):
@@ -122,10 +114,10 @@ def test_unlabeled_images_may_be_left_out(tmp_path):
     assert read(tmp_path).train.labels.min() == 0
 
 
-def test_the_second_load_copies_nothing(tmp_path, monkeypatch, capsys):
+def test_the_second_load_copies_nothing(tmp_path, monkeypatch, logged):
     archive = write_archive(tmp_path, contents())
     first = read(tmp_path)
-    assert "copying 33 images" in capsys.readouterr().out
+    assert "copying 33 images" in logged()
     assert cache_files(tmp_path) == COMPLETE
     with monkeypatch.context() as patch:
         patch.setattr(tarfile, "open", None)
@@ -134,22 +126,22 @@ def test_the_second_load_copies_nothing(tmp_path, monkeypatch, capsys):
     assert np.array_equal(first.train.images, second.train.images)
     assert (first.mean, first.std, first.classes) == (second.mean, second.std, second.classes)
     assert np.array_equal(first.folds, second.folds)
-    capsys.readouterr()
+    logged()
     os.utime(archive, ns=(1, 1))
     read(tmp_path)
-    assert "copying 33 images" in capsys.readouterr().out
+    assert "copying 33 images" in logged()
     assert cache_files(tmp_path) == COMPLETE
 
 
-def test_an_unofficial_archive_is_read_and_said(tmp_path, capsys, monkeypatch):
+def test_an_unofficial_archive_is_read_and_said(tmp_path, logged, monkeypatch):
     archive = write_archive(tmp_path, contents())
     for _ in range(2):  # copied, then from the cache
         read(tmp_path)
-        assert "not the official archive" in capsys.readouterr().out
+        assert "not the official archive" in logged()
     monkeypatch.setattr(stl10, "_MD5", stl10.md5_of(archive))
     os.utime(archive, ns=(1, 1))
     read(tmp_path)
-    assert "not the official" not in capsys.readouterr().out
+    assert "not the official" not in logged()
 
 
 def test_nothing_there(tmp_path, monkeypatch):

@@ -1,0 +1,95 @@
+"""What was found before any image is opened: paths, labels, and a fingerprint of the files.
+
+For a million files a listing takes 65 MB.
+"""
+
+import array
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fixmatch.data.dataset import DataError, shown
+from fixmatch.data.sources.folder.image import EXTENSIONS
+
+
+class Files:
+    """Paths and labels, in half the memory of a list of strings, and a fingerprint of the files themselves."""
+
+    def __init__(self):
+        self._paths, self._ends, self._labels = bytearray(), array.array("q", [0]), array.array("q")
+        self._digest = hashlib.sha256()
+
+    def add(self, path: str, label: int, status: os.stat_result | None) -> None:
+        """Adds a file, whose `status` is None if it is a link that leads nowhere.
+
+        The fingerprint covers path, size, time and mode. The mode counts because it decides who may read the file.
+        """
+        name = os.fsencode(path)
+        self._paths += name
+        self._ends.append(len(self._paths))
+        self._labels.append(label)
+        facts = (status.st_size, status.st_mtime_ns, status.st_mode) if status else ()
+        self._digest.update(name + b"\0" + repr(facts).encode())
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> str:
+        """The path of a file, as it was added."""
+        return os.fsdecode(bytes(self._paths[self._ends[index]:self._ends[index + 1]]))
+
+    def labels(self) -> np.ndarray:
+        """The labels of all files, int64 [N]."""
+        return np.array(self._labels, dtype=np.int64)
+
+    def fingerprint(self, *settings) -> str:
+        """The hex digest of all files and of the `settings` that their images depend on, too."""
+        digest = self._digest.copy()
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a data set: the labeled ones, then the unlabeled ones, then those of the test set.
+
+    It is a sequence of paths that can be opened.
+    """
+
+    root: pathlib.Path  # the folder that the paths of `files` start from
+    files: Files
+    num_train: int  # how many of them are training images; the others are test images
+    classes: tuple[str, ...]
+    where: tuple[str, str]  # where the labeled images and the test images were looked for, for messages
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
+
+    def kept(self, broken: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of training images and of test images without the `broken` ones, each int64."""
+        kept = np.delete(np.arange(len(self)), np.array(broken, np.int64))
+        return np.split(kept, [np.searchsorted(kept, self.num_train)])
+
+    def labels(self, broken: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of training images and of test images without the `broken` ones, each int64.
+
+        Raises:
+            DataError: a class has no labeled image, or there is no test image.
+        """
+        train, test = (self.files.labels()[indices] for indices in self.kept(broken))
+        counts = np.bincount(train[train >= 0], minlength=len(self.classes))
+        if not counts.all():
+            name = self.classes[int(np.argmin(counts))]
+            raise DataError(f"{self.where[0]}: class {shown(name)} has no labeled image that can be read "
+                            f"({' '.join(EXTENSIONS)}); add one, or remove the class")
+        if not len(test):
+            raise DataError(f"{self.where[1]}: no test image that can be read; put images of each class there, since "
+                            "the accuracy is measured on them")
+        return train, test
