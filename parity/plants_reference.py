@@ -1,7 +1,7 @@
 """Known bugs for the stages `reference` and `config`.
 
 Those of `reference` are put into production and mirror alike, so that the two agree, as where the description that
-both were written from is misunderstood. Those of `config` are slips in recipes and in what a run gets from its data set.
+both were written from is misunderstood. Those of `config` are slips in recipes and in what a run gets from its data.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ STATISTICS = {  # mean and standard deviation of the training pixels; the refere
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
-LABELED = {"cifar10": (40, 250, 4000), "cifar100": (400, 2500, 10000)}  # paper, section 4: 4, 25, 400; 4, 25, 100 a class
+LABELED = {"cifar10": (40, 250, 4000), "cifar100": (400, 2500, 10000)}  # paper, section 4
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
 # {"section.key": (value, source)}. Without train.amp: the README's CIFAR-100 results were trained with it, others not.

@@ -9,7 +9,6 @@ production and mirror misunderstand alike fails here.
 Rows are named FILE/KEY after the keys of the files, those of the mirror mirror/FILE/KEY.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import io
@@ -59,7 +58,7 @@ def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
     Raises GoldenError where a file is missing or is not the recorded one; all are verified either way.
     """
     files = {name: read(name) for name in _SHA256}
-    networks = {name: None for name in NETWORKS} if thorough else dict([LIGHT[case.config.model.arch]])
+    networks = dict.fromkeys(NETWORKS) if thorough else dict([LIGHT[case.config.model.arch]])
     for side in _sides(thorough):
         yield from _rules(side, files[RULES])
         for name, steps in networks.items():
