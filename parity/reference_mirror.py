@@ -1,4 +1,4 @@
-"""The mirror, driven as parity/reference_figures.py drives production."""
+"""The mirror, driven as parity/reference_production.py drives production."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from fixmatch.data.loader import Batch
 from parity.mirror import randaugment, schedule
 from parity.mirror import step as algorithm
 from parity.reference import _precision as precision
-from parity.reference_figures import Production, initial
+from parity.reference_production import Production, initial
 
 
 class Mirror(Production):
