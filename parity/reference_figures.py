@@ -38,7 +38,8 @@ NETWORKS = {
 }
 # What a self-check has time for: networks and how many of their steps (None: all of them). The small WideResNet is
 # always there, since it alone has a temperature, a lambda_u and a warm-up that make a difference.
-LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": None}, "resnext": {"wideresnet-10-1-warmup": None, "resnext-20-4x4d": 1}}
+LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": None},
+         "resnext": {"wideresnet-10-1-warmup": None, "resnext-20-4x4d": 1}}
 _SHA256 = {
     "resnext-20-4x4d": "ab54d82134ae350c25995227aedd5994bdfa5609294e5d526867c84dbd0efb3d",
     "schedule-randaugment": "82ca0be010d633a45cdabe5919bdcc5cb53983fadfd3d40cfd5c98fecee5e125",
