@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 import paddle
 import torch
+from reprod_log import ReprodDiffHelper, ReprodLogger
 
 import fixmatch.models
 import parity.mirror.models
@@ -29,12 +30,6 @@ _TRAIN_STEPS = 5
 
 def write(folder: pathlib.Path, seeds) -> str:
     """Writes <stage>_paddle.npy, <stage>_torch.npy and <stage>_diff.log for all stages; returns a summary."""
-    try:
-        from reprod_log import ReprodDiffHelper, ReprodLogger
-    except ImportError:
-        from parity.cli import UsageError
-
-        raise UsageError("--reprod-log needs reprod_log: pip install 'fixmatch-paddle[parity]'") from None
     folder.mkdir(parents=True, exist_ok=True)
     loggers = {(stage, side): ReprodLogger() for stage in STAGES for side in ("paddle", "torch")}
     for arch, shape in _NETWORKS.items():
