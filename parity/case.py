@@ -12,6 +12,8 @@ import numpy as np
 from fixmatch.config import Config, ModelConfig
 from fixmatch.data.loader import Batch
 
+CLASSIC_SEEDS = (100, 300, 1000, 2000, 3000)  # of the paper-reproduction guide
+
 SMALL = {"wideresnet": ModelConfig("wideresnet", 10, 2), "resnext": ModelConfig("resnext", 11, 4, 4)}
 PUBLISHED = {"wideresnet": ModelConfig("wideresnet", 28, 2), "resnext": ModelConfig("resnext", 28, 4, 4)}
 

@@ -15,7 +15,7 @@ from fixmatch.data import NUM_CLASSES, DataError
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from parity import goldens, page, plants, prove, stages
-from parity.case import PUBLISHED, SMALL, Case
+from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
 
 # What else may be given beside an argument that is a command of its own.
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", choices=("wideresnet", "resnext"), help="another network than the configuration's: "
                         "of the published shape with -c, else a small one")
     parser.add_argument("--seeds", type=int, nargs="+",
-                        help=f"of weights and images (default: {prove.CLASSIC_SEEDS[0]})")
+                        help=f"of weights and images (default: {CLASSIC_SEEDS[0]})")
     parser.add_argument("--steps", type=int, default=3, help="free-running steps of stage train (default: 3)")
     parser.add_argument("--real-images", action="store_true", help="train on the configuration's own images")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result as JSON")
@@ -126,7 +126,7 @@ def _prove(args) -> int:
         if args.reprod_log:
             from parity import reprod  # loads Torch, which is not installed everywhere
 
-            print("\n" + reprod.write(args.reprod_log, args.seeds or prove.CLASSIC_SEEDS))
+            print("\n" + reprod.write(args.reprod_log, args.seeds or CLASSIC_SEEDS))
     if args.json:
         write_atomic(args.json, json.dumps(report.json(), indent=1) + "\n")
     if args.html:
@@ -142,7 +142,7 @@ def _case(args) -> Case:
             config = dataclasses.replace(config, model=SMALL[arch])
     elif arch != config.model.arch:
         config = dataclasses.replace(config, model=PUBLISHED[arch])
-    case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or prove.CLASSIC_SEEDS)[0],
+    case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0],
                 total_steps=max(args.steps, Case.total_steps))
     return _with_real_images(case) if args.real_images else case
 

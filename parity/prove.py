@@ -3,11 +3,9 @@
 import time
 
 from parity import goldens, stages
-from parity.case import Case
+from parity.case import CLASSIC_SEEDS, Case
 from parity.lane import rounding_lane
 from parity.report import Report
-
-CLASSIC_SEEDS = (100, 300, 1000, 2000, 3000)  # of the paper-reproduction guide
 
 
 class NotRecorded(ValueError):

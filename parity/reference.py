@@ -14,7 +14,7 @@ from parity.mirror.normalize import Normalize
 
 
 @contextlib.contextmanager
-def _precision(dtype: str) -> Iterator[None]:
+def precision(dtype: str) -> Iterator[None]:
     """Default dtype, and one thread, so that sums are taken in one order."""
     before, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -73,7 +73,7 @@ def _average(state: ema.EMA) -> dict[str, np.ndarray]:
 
 
 def forward(case: Case, dtype: str) -> Trace:
-    with _precision(dtype):
+    with precision(dtype):
         torch.manual_seed(case.seed)
         fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
         yield "initial", {n: _array(t) for n, t in fresh.state_dict().items() if not n.endswith("num_batches_tracked")}
@@ -95,7 +95,7 @@ def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     def note(name):
         return lambda module, args, output: found.__setitem__(name, (_array(args[0]), _array(output)))
 
-    with _precision("float64"), torch.no_grad():
+    with precision("float64"), torch.no_grad():
         state, batch = _build(case), case.batch(0)
         for name, module in state.model.named_modules():
             if name and not list(module.children()):
@@ -109,14 +109,14 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
         def forward(self, x):
             return torch.from_numpy(table)[(x[:, 0, 0, 0] * 255).round().long()]
 
-    with _precision(dtype):
+    with precision(dtype):
         found = evaluate.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
     yield "metric", {name: np.array(value) for name, value in found.items()}
 
 
 def loss(case: Case, dtype: str) -> Trace:
     ssl = case.config.ssl
-    with _precision(dtype):
+    with precision(dtype):
         for probe, (x, targets, u_w, u_s) in loss_probes(case.num_classes, case.seed).items():
             logits = [torch.from_numpy(a).requires_grad_(True) for a in (x, u_w, u_s)]
             threshold = 0.5 if probe == "tie" else ssl.threshold
@@ -137,7 +137,7 @@ def _losses(found) -> dict[str, np.ndarray]:
 
 
 def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trace:
-    with _precision(dtype):
+    with precision(dtype):
         state = _build(case)
         gradients: dict[str, np.ndarray] = {}
 
@@ -170,7 +170,7 @@ def _select(step: int, sections: tuple[str, ...], found: dict) -> Trace:
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
-    with _precision(dtype):
+    with precision(dtype):
         state = _build(case)
         parameters = dict(state.model.named_parameters())
         shapes = {n: tuple(p.shape) for n, p in parameters.items()}
@@ -198,7 +198,7 @@ def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], point
 
 
 def average(case: Case, dtype: str, rounds: int) -> Trace:
-    with _precision(dtype):
+    with precision(dtype):
         state = _build(case)
         for i in range(rounds):
             _load(state.model, case, salt=f"round {i}")
