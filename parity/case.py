@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch.config import Config
+from fixmatch.config import Config, ModelConfig
 from fixmatch.data.loader import Batch
+
+CLASSIC_SEEDS = (100, 300, 1000, 2000, 3000)  # of the paper-reproduction guide
+
+SMALL = {"wideresnet": ModelConfig("wideresnet", 10, 2), "resnext": ModelConfig("resnext", 11, 4, 4)}
+PUBLISHED = {"wideresnet": ModelConfig("wideresnet", 28, 2), "resnext": ModelConfig("resnext", 28, 4, 4)}
 
 # Scale of the classifier's weights: so that the mask at a threshold of 0.95 has both values, and no larger, since a
 # steep loss amplifies rounding from step to step.
@@ -86,6 +91,11 @@ class Case:
 
     def with_seed(self, seed: int) -> "Case":
         return dataclasses.replace(self, seed=seed)
+
+
+def small_case(arch: str, seed: int) -> Case:
+    """A small network of this architecture with the reference's hyper-parameters."""
+    return Case(Config(model=SMALL[arch]), 10, seed)
 
 
 def loss_probes(num_classes: int, seed: int) -> dict[str, tuple]:

@@ -13,6 +13,8 @@ GATE = 1e-11  # on max|a - b| / max|b| in float64; a correct port measures 1e-14
 # From the fourth free-running step on: training amplifies rounding, in 40 steps a thousandfold.
 LATER_GATE = 1e-10
 
+FRESH_WEIGHTS = "initial"  # the section whose tensors are random on both sides, so that their distributions must agree
+
 Trace = Iterable[tuple[str, dict[str, np.ndarray]]]
 
 
@@ -38,7 +40,10 @@ def gate_of(section: str) -> float:
 
 
 def compare(ours: Trace, reference: Trace) -> Iterator[Row]:
-    """Rows of all sections of both traces, in order. A section or tensor that only one side has fails."""
+    """The rows of all sections of both traces, in order.
+
+    A section or tensor that only one side has fails. Fresh weights are compared by their distribution.
+    """
     theirs_by_section = iter(reference)
     for section, mine in ours:
         other_section, theirs = next(theirs_by_section, (None, {}))
@@ -46,7 +51,8 @@ def compare(ours: Trace, reference: Trace) -> Iterator[Row]:
             yield Row(f"{section}/", np.inf, np.inf, False, f"the reference has section {other_section} here")
             return
         for name in [*theirs, *(n for n in mine if n not in theirs)]:
-            yield compare_tensor(f"{section}/{name}", mine.get(name), theirs.get(name), gate_of(section))
+            row = compare_tensor(f"{section}/{name}", mine.get(name), theirs.get(name), gate_of(section))
+            yield _same_distribution(row) if section == FRESH_WEIGHTS else row
     for section, _ in theirs_by_section:
         yield Row(f"{section}/", np.inf, np.inf, False, "only the reference has this section")
 
@@ -76,3 +82,18 @@ def compare_tensor(tensor: str, ours, reference, gate: float = GATE) -> Row:
     scale = float(np.abs(reference).max())
     relative = absolute / scale if scale else absolute
     return Row(tensor, absolute, relative, True) if relative <= gate else failed("", absolute, relative)
+
+
+def _same_distribution(row: Row) -> Row:
+    """Mean and standard deviation of two independent samples, each within 6 standard errors; constants exactly."""
+    if row.passed or row.ours is None or row.reference is None or row.why:
+        return row
+    ours, reference = row.ours, row.reference
+    spread, count = float(reference.std()), reference.size
+    if spread == 0 or ours.std() == 0:
+        return row
+    z_mean = abs(ours.mean() - reference.mean()) / (spread * np.sqrt(2 / count))
+    z_spread = abs(ours.std() - spread) / (spread * np.sqrt(1 / count))
+    if max(z_mean, z_spread) < 6:
+        return Row(row.tensor, 0.0, 0.0, True)
+    return row._replace(why=f"initial standard deviation {ours.std():.4g}, the reference has {spread:.4g}")

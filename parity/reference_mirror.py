@@ -6,7 +6,7 @@ import torch
 from fixmatch.data.loader import Batch
 from parity.mirror import randaugment, schedule
 from parity.mirror import step as algorithm
-from parity.reference import _precision as precision
+from parity.reference import precision as precision
 from parity.reference_production import Production, initial
 
 

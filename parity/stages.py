@@ -1,6 +1,5 @@
-"""The stages: what each one proves, which trace it takes from either side, and how a run of them is put together."""
+"""The table of stages: what each one proves, in the order of diagnosis, and how one of them is run."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,20 +12,83 @@ from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
 
-STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
+SELF_CHECK = ("forward", "loss", "backward", "optimizer", "ema")  # what runs before training
+
+_STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
 class Stage(NamedTuple):
-    """One thing to prove. `ours` and `reference` make the traces that have to agree."""
+    """One thing to prove.
+
+    A stage that `compared` has made keeps the two traces it compares, so that the reference's can be recorded once and
+    replayed, by the mutation score and by the goldens. A stage that judges in another way has `rows` alone.
+    """
 
     name: str
     mode: str  # train, eval, or - where there is no network
-    ours: Callable[[Case], Trace]
-    reference: Callable[[Case], Trace]
+    dtype: str  # in which production computes
+    rows: Callable[[Case], Iterator[Row]]  # in the order of diagnosis: the first row that fails names the fault
+    ours: Callable[[Case], Trace] | None = None
+    reference: Callable[[Case], Trace] | None = None
+
+
+def compared(name: str, mode: str, ours: Callable[[Case], Trace], reference: Callable[[Case], Trace]) -> Stage:
+    """A stage whose rows are the tensors of two float64 traces."""
+    return Stage(name, mode, "float64", lambda case: compare(ours(case), reference(case)), ours, reference)
+
+
+def stages(steps: int = 3) -> dict[str, Stage]:
+    """All stages by name, in the order of diagnosis; `steps` is the number of free-running steps of `train`."""
+    table = [
+        compared("schedule", "-", *_both_sides("learning_rate", _schedule_probe)),
+        compared("augment", "-", augment.ours, augment.reference),
+        compared("forward", "eval+train", *_both_sides("forward")),
+        compared("metric", "eval", *_both_sides("metric", _metric_probe)),
+        compared("loss", "-", *_both_sides("loss")),
+        compared("backward", "train", *_both_sides("train", lambda case: (1, ("losses", "gradients")))),
+        compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
+        compared("ema", "train", *_both_sides("average", lambda case: (3,))),
+        compared("train", "train", *_both_sides("train", lambda case: (steps, _STEP_SECTIONS))),
+    ]
+    return {stage.name: stage for stage in table}
+
+
+def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case: ()) -> tuple[Callable, Callable]:
+    """The function of this name in parity/subject.py and in parity/reference.py, both in float64.
+
+    Args:
+        arguments: what to call it with on a case, beside the case and the dtype.
+    """
+    def ours(case: Case) -> Trace:
+        return getattr(subject, function)(case, "float64", *arguments(case))
+
+    def theirs(case: Case) -> Trace:
+        from parity import reference  # loads Torch, which is not installed everywhere
+
+        return getattr(reference, function)(case, "float64", *arguments(case))
+
+    return ours, theirs
+
+
+def _schedule_probe(case: Case) -> tuple:
+    """(steps, warm-up) of the run itself and of two short schedules, and percents of them to look at."""
+    settings = [(case.config.train.total_steps, case.config.optim.warmup_steps), (1000, 0), (100, 10)]
+    return settings, [1, 10, 25, 50, 75, 99, 100]
+
+
+def _metric_probe(case: Case) -> tuple:
+    """Logits with ties, one row all equal, for 17 images in batches of 5: the last one is partial."""
+    rng = np.random.default_rng([case.seed, 2])
+    table = rng.standard_normal((17, case.num_classes)).round()
+    table[3] = 0.0
+    images = np.broadcast_to(np.arange(17, dtype=np.uint8)[:, None, None, None], (17, 8, 8, 3)).copy()
+    return table, rng.integers(0, case.num_classes, 17), images, 5
 
 
 @dataclass
 class StageResult:
+    """The rows of one stage on one case. A stage that compared nothing has not passed."""
+
     stage: str
     dtype: str
     mode: str
@@ -45,69 +107,16 @@ class StageResult:
         return max(self.rows, key=lambda r: r.relative)
 
 
-def _mirror(function: str, *args) -> Callable[[Case], Trace]:
-    """A reference trace, with Torch imported only when it is asked for."""
-    def trace(case: Case) -> Trace:
-        from parity import reference
-
-        return getattr(reference, function)(case, "float64", *args)
-    return trace
-
-
-def _pair(name: str, mode: str, function: str, *args) -> Stage:
-    return Stage(name, mode, lambda case: getattr(subject, function)(case, "float64", *args), _mirror(function, *args))
-
-
-def _metric_probe(case: Case) -> tuple:
-    """Logits with ties, one row all equal, for 17 images in batches of 5: the last one is partial."""
-    rng = np.random.default_rng([case.seed, 2])
-    table = rng.standard_normal((17, case.num_classes)).round()
-    table[3] = 0.0
-    images = np.broadcast_to(np.arange(17, dtype=np.uint8)[:, None, None, None], (17, 8, 8, 3)).copy()
-    return table, rng.integers(0, case.num_classes, 17), images, 5
-
-
-def _metric_stage() -> Stage:
-    return Stage("metric", "eval", lambda case: subject.metric(case, "float64", *_metric_probe(case)),
-                 lambda case: _mirror("metric", *_metric_probe(case))(case))
-
-
-def _schedule_stage() -> Stage:
-    """The run's own schedule, and a short one with a warm-up."""
-    points = [1, 10, 25, 50, 75, 99, 100]  # percent of the run
-
-    def settings(case):
-        return [(case.config.train.total_steps, case.config.optim.warmup_steps), (1000, 0), (100, 10)]
-
-    return Stage("schedule", "-", lambda case: subject.learning_rate(case, "float64", settings(case), points),
-                 lambda case: _mirror("learning_rate", settings(case), points)(case))
-
-
-def stages(steps: int = 3) -> dict[str, Stage]:
-    """All stages by name, in the order of diagnosis; `steps` is the number of free-running steps of `train`."""
-    every = [
-        _schedule_stage(),
-        Stage("augment", "-", augment.ours, augment.reference),
-        _pair("forward", "eval+train", "forward"),
-        _metric_stage(),
-        _pair("loss", "-", "loss"),
-        _pair("backward", "train", "train", 1, ("losses", "gradients")),
-        _pair("optimizer", "train", "optimizer_alone", 3),
-        _pair("ema", "train", "average", 3),
-        _pair("train", "train", "train", steps, STEP_SECTIONS),
-    ]
-    return {stage.name: stage for stage in every}
-
-
-SELF_CHECK = ("forward", "loss", "backward", "optimizer", "ema")
-
-
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:
-    """Runs one stage. `reference` replaces the trace of the Torch side; without `keep_going` it ends where it fails."""
+    """Runs one stage.
+
+    Args:
+        reference: a trace that replaces the one of the Torch side, for a stage made by `compared`.
+        keep_going: whether the rows after the first that fails are wanted.
+    """
     started = time.perf_counter()
-    result = StageResult(stage.name, "float64", stage.mode)
-    pairs = compare(stage.ours(case), stage.reference(case) if reference is None else reference)
-    for row in _judged(pairs):
+    result = StageResult(stage.name, stage.dtype, stage.mode)
+    for row in stage.rows(case) if reference is None else compare(stage.ours(case), reference):
         result.rows.append(row)
         if not row.passed and result.first_divergence is None:
             result.first_divergence, result.hint = row, hint_for(stage.name, row)
@@ -115,66 +124,6 @@ def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_goi
                 break
     result.seconds = time.perf_counter() - started
     return result
-
-
-LANE_GATE = 3.0  # median of err(ours, float32) / err(torch, float32), each against Torch in float64
-
-
-def rounding_lane(case: Case, seeds: list[int]) -> StageResult:
-    """Float32 on the production path, CPU kernels included: one training step against the float64 truth.
-
-    A row's `relative` is the ratio of our largest error to Torch's float32 one, the median over seeds. Single ratios
-    vary, since pre-activations near 0 change sign, so the verdict is on the median of all rows.
-    """
-    from parity import reference
-
-    started = time.perf_counter()
-    result = StageResult("backward", "float32", "train")
-    sections = ("activations", "losses", "gradients")
-    errors: dict[str, list[tuple[float, float]]] = {}
-    for seed in seeds:
-        rounded = dataclasses.replace(case, seed=seed, float32_weights=True)
-        traces = (subject.train(rounded, "float32", 1, sections), reference.train(rounded, "float32", 1, sections),
-                  reference.train(rounded, "float64", 1, sections))
-        for (section, ours), (_, theirs), (_, truth) in zip(*traces, strict=True):
-            for name, exact in truth.items():
-                if exact.dtype.kind == "f":
-                    scale = float(np.abs(exact).max()) or 1.0
-                    errors.setdefault(f"{section}/{name}", []).append(
-                        (float(np.abs(ours[name] - exact).max()) / scale,
-                         float(np.abs(theirs[name] - exact).max()) / scale))
-    floor = float(np.finfo(np.float32).eps) / 2  # below it both are as good as exact
-    for tensor, pairs in errors.items():
-        ratio = float(np.median([max(a, floor) / max(b, floor) for a, b in pairs]))
-        result.rows.append(Row(tensor, float(np.median([b for _, b in pairs])), ratio, True))
-    median = float(np.median([row.relative for row in result.rows]))
-    result.note = f"median ratio of float32 errors to Torch's {median:.2f} (gate {LANE_GATE:g}), {len(seeds)} seeds"
-    if not median <= LANE_GATE:
-        result.first_divergence = result.worst._replace(passed=False)
-        result.hint = "float32 operators that round worse than Torch's"
-    result.seconds = time.perf_counter() - started
-    return result
-
-
-def _judged(rows: Iterator[Row]) -> Iterator[Row]:
-    """Fresh weights are random on both sides: what must agree is their distribution."""
-    for row in rows:
-        yield _same_distribution(row) if row.tensor.startswith("initial/") else row
-
-
-def _same_distribution(row: Row) -> Row:
-    """Mean and standard deviation of two independent samples, each within 6 standard errors; constants exactly."""
-    if row.passed or row.ours is None or row.reference is None or row.why:
-        return row
-    ours, reference = row.ours, row.reference
-    spread, count = float(reference.std()), reference.size
-    if spread == 0 or ours.std() == 0:
-        return row
-    z_mean = abs(ours.mean() - reference.mean()) / (spread * np.sqrt(2 / count))
-    z_spread = abs(ours.std() - spread) / (spread * np.sqrt(1 / count))
-    if max(z_mean, z_spread) < 6:
-        return Row(row.tensor, 0.0, 0.0, True)
-    return row._replace(why=f"initial standard deviation {ours.std():.4g}, the reference has {spread:.4g}")
 
 
 def isolate(result: StageResult, case: Case) -> None:
@@ -185,7 +134,7 @@ def isolate(result: StageResult, case: Case) -> None:
     diverged = {r.name() for r in result.rows if not r.passed and r.tensor.startswith("train activations/")}
     if not diverged:
         return
-    from parity import reference
+    from parity import reference  # loads Torch, which is not installed everywhere
 
     at_fault = [name for name, (given, expected) in reference.layers_alone(case).items() if name in diverged
                 and not compare_tensor(name, subject.layer_alone(case, name, given), expected).passed]

@@ -15,6 +15,7 @@ from PIL import Image
 from running import ROOT
 
 from parity import cli, goldens, plants, stages
+from parity.case import small_case
 from parity.compare import compare, compare_tensor
 from parity.weights import paddle_to_torch, torch_to_paddle
 
@@ -70,7 +71,7 @@ def test_all_stages_pass(arch, tmp_path, capsys):
 
 def test_float64_is_compared_in_earnest():
     """An error of 1e-9 in one element of one tensor is far above what the two frameworks differ by."""
-    case, stage = cli.small_case("wideresnet", 3), stages.stages()["forward"]
+    case, stage = small_case("wideresnet", 3), stages.stages()["forward"]
     recorded = [(section, dict(tensors)) for section, tensors in stage.reference(case)]
     assert stages.run_stage(stage, case, recorded).passed
     logits = recorded[2][1]["fc"]
@@ -89,7 +90,7 @@ SAMPLE = ("bn-momentum-inverted", "bn-running-variance-biased", "activate-before
 
 @pytest.fixture(scope="module")
 def recorded():
-    case = cli.small_case("wideresnet", 0)
+    case = small_case("wideresnet", 0)
     return case, {name: [*stage.reference(case)] for name, stage in stages.stages().items()}
 
 
@@ -267,7 +268,7 @@ def test_compare_fails_on_a_section_that_one_side_lacks():
 
 
 def test_nothing_compared_is_no_pass():
-    empty = stages.Stage("empty", "-", lambda case: [], lambda case: [])
+    empty = stages.compared("empty", "-", lambda case: [], lambda case: [])
     assert not stages.run_stage(empty, None).passed
 
 

@@ -1,0 +1,55 @@
+"""The rounding lane: float32 as it is trained, CPU kernels included, measured against the same step in float64."""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from parity import subject
+from parity.case import Case
+from parity.compare import Row
+from parity.stages import StageResult
+
+GATE = 3.0  # on the median of err(ours, float32) / err(Torch, float32), each against Torch in float64
+
+_SECTIONS = ("activations", "losses", "gradients")
+
+
+def rounding_lane(case: Case, seeds: list[int]) -> StageResult:
+    """One training step on each of these seeds.
+
+    A row's `relative` is the ratio of our largest error to Torch's float32 one, the median over seeds. Single ratios
+    vary, since pre-activations near 0 change sign, so the verdict is on the median of all rows.
+    """
+    started = time.perf_counter()
+    result = StageResult("backward", "float32", "train")
+    floor = float(np.finfo(np.float32).eps) / 2  # below it both are as good as exact
+    for tensor, pairs in _errors(case, seeds).items():
+        ratio = float(np.median([max(a, floor) / max(b, floor) for a, b in pairs]))
+        result.rows.append(Row(tensor, float(np.median([b for _, b in pairs])), ratio, True))
+    median = float(np.median([row.relative for row in result.rows]))
+    result.note = f"median ratio of float32 errors to Torch's {median:.2f} (gate {GATE:g}), {len(seeds)} seeds"
+    if not median <= GATE:
+        result.first_divergence = result.worst._replace(passed=False)
+        result.hint = "float32 operators that round worse than Torch's"
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _errors(case: Case, seeds: list[int]) -> dict[str, list[tuple[float, float]]]:
+    """For every float tensor, a seed each: our largest float32 error and Torch's, relative to the largest element."""
+    from parity import reference  # loads Torch, which is not installed everywhere
+
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for seed in seeds:
+        rounded = dataclasses.replace(case, seed=seed, float32_weights=True)
+        traces = (subject.train(rounded, "float32", 1, _SECTIONS), reference.train(rounded, "float32", 1, _SECTIONS),
+                  reference.train(rounded, "float64", 1, _SECTIONS))
+        for (section, ours), (_, theirs), (_, truth) in zip(*traces, strict=True):
+            for name, exact in truth.items():
+                if exact.dtype.kind == "f":
+                    scale = float(np.abs(exact).max()) or 1.0
+                    errors.setdefault(f"{section}/{name}", []).append(
+                        (float(np.abs(ours[name] - exact).max()) / scale,
+                         float(np.abs(theirs[name] - exact).max()) / scale))
+    return errors

@@ -1,0 +1,38 @@
+"""Known bugs of FixMatch ports, each as a change to the production code, to see whether the proof catches it.
+
+Every file but plant.py and score.py holds the bugs of one part of the trainer in its table PLANTS. A plant names the
+stage that has to catch it. `planted` puts one in for the length of a with block.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from fixmatch.data.augment import randaugment
+from parity.plants import batch, data, ema, evaluation, loss, model, optimizer
+from parity.plants.plant import Plant
+
+_KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "ema": ema, "evaluation": evaluation,
+          "data": data}
+
+PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
+                            for kind, module in _KINDS.items() for plant in module.PLANTS}
+
+
+@contextlib.contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Puts the bug of this name into the production code; None puts in nothing."""
+    undo: list[tuple[object, str, object]] = []
+
+    def patch(owner, attribute, value):
+        undo.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+
+    try:
+        if name is not None:
+            PLANTS[name].put_in(patch)
+        randaugment.table.cache_clear()
+        yield
+    finally:
+        for owner, attribute, value in reversed(undo):
+            setattr(owner, attribute, value)
+        randaugment.table.cache_clear()

@@ -1,0 +1,26 @@
+"""Bugs in how accuracy is measured."""
+
+from fixmatch import evaluate
+from parity.plants.plant import Patch, Plant
+
+
+def _last_batch_dropped(patch: Patch) -> None:
+    right = evaluate.evaluate
+
+    def changed(model, normalize, data, batch_size):
+        keep = len(data) // batch_size * batch_size
+        return right(model, normalize, type(data)(data.images[:keep], data.labels[:keep]), batch_size)
+
+    patch(evaluate, "evaluate", changed)
+
+
+def _ties_rank_last(patch: Patch) -> None:
+    right = evaluate.score
+    patch(evaluate, "score",
+          lambda logits, labels, values: right(logits[:, ::-1], logits.shape[1] - 1 - labels, values))
+
+
+PLANTS = [
+    Plant("last-batch-dropped", "metric", "the last partial test batch is left out", _last_batch_dropped),
+    Plant("ties-rank-last", "metric", "of equal logits the last class ranks first", _ties_rank_last),
+]
