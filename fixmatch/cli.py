@@ -95,7 +95,7 @@ def _train(args) -> int:
 
 def _evaluate(args) -> int:
     from fixmatch import run
-    from fixmatch.evaluate import predictions_csv
+    from fixmatch.evaluation import predictions_csv
     from fixmatch.files import write_atomic
     from fixmatch.monitor import describe
 

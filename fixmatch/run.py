@@ -22,7 +22,7 @@ from fixmatch.config import Config, ConfigError, from_dict, to_yaml
 from fixmatch.data import load_source
 from fixmatch.data.dataset import Source
 from fixmatch.data.split import save_split
-from fixmatch.evaluate import Scores, predict, score
+from fixmatch.evaluation import Scores, predict, score
 from fixmatch.files import write_atomic
 from fixmatch.inputs import Inputs, build_loader, read_inputs
 from fixmatch.log import LOGGER, RunLog, shown

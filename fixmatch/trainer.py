@@ -16,7 +16,7 @@ from fixmatch.checkpoint import Manifest, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch, Loader, ProbedBatch
-from fixmatch.evaluate import evaluate, summarize
+from fixmatch.evaluation import evaluate, summarize
 from fixmatch.log import LOGGER
 from fixmatch.metrics import NonFinite
 from fixmatch.normalize import to_device

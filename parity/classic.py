@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 import torch
 
-from fixmatch import evaluate, losses
+from fixmatch import evaluation, losses
 from fixmatch import step as paddle_side
 from fixmatch.checkpoint import load_weights
 from fixmatch.config import Config
@@ -22,7 +22,7 @@ from parity import reference, subject
 from parity.case import PUBLISHED, Case, loss_probes
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as torch_side
-from parity.mirror.evaluate import accuracy
+from parity.mirror.evaluation import accuracy
 from parity.weights import torch_to_paddle
 
 Pair = tuple[str, str, np.ndarray, np.ndarray]  # log, name in it, our value, the reference's
@@ -43,7 +43,7 @@ def forward_metric_loss(seeds: list[int]) -> Iterator[Pair]:
             with torch.no_grad(), paddle.no_grad():
                 a, b = ours.model(paddle.to_tensor(images)), theirs.model(torch.from_numpy(images))
                 loss_a, loss_b = _cross_entropy(a, b, labels)
-            found = evaluate.score(a.numpy(), labels, np.zeros(len(labels)))
+            found = evaluation.score(a.numpy(), labels, np.zeros(len(labels)))
             top1, top5 = accuracy(b, torch.from_numpy(labels), (1, 5))
             yield "forward", f"{arch}_logits_{i}", a.numpy(), b.numpy()
             yield "loss", f"{arch}_data_{i}_loss", loss_a.numpy(), loss_b.numpy()

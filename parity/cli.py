@@ -9,11 +9,12 @@ import signal
 
 import paddle
 
-from fixmatch.cli import Parser, choose_split, fail, load_data
+from fixmatch.cli import Parser, fail
 from fixmatch.config import ConfigError, from_dict, load_config
 from fixmatch.data import NUM_CLASSES, DataError
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
+from fixmatch.inputs import choose_split, read_data
 from parity import goldens, page, plants, prove, stages
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
@@ -149,8 +150,8 @@ def _case(args) -> Case:
 
 def _with_real_images(case: Case) -> Case:
     """Batches of the trainer's own loader: its split, augmentation and normalization, but the case's B and mu."""
-    source = load_data(case.config, rank=0)
-    split = choose_split(case.config, source, pathlib.Path(case.config.run.dir), saved=None)
+    source = read_data(case.config)
+    split = choose_split(case.config, source)
     # so far ahead CTAugment draws from its first rates, since nobody tells it of probes here
     loader = Loader(source.train, split, case.batch_size, case.mu, case.seed, source.flip,
                     strong=case.config.augment.strong, ahead=case.total_steps)

@@ -82,10 +82,10 @@ def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | No
               for n, a in torch_to_paddle(state).items()}
     mean, std = statistics(name)
     config = Config(run=RunConfig(name=source.stem), data=DataConfig(name=name), model=model)
-    checkpoint.save(target, arrays, {
-        "step": 0, "seconds": 0.0, "train_seconds": 0.0, "history": {"raw": [], "ema": []}, "scaler": {},
-        "config": to_dict(config), "dataset": name, "classes": _CLASSES[name].split(), "mean": mean, "std": std,
-        "converted_from": source.name, "epoch": _number(content.get("epoch"))})
+    origin = {"converted_from": source.name, "epoch": _number(content.get("epoch"))}
+    checkpoint.save(target, arrays, checkpoint.Manifest(
+        step=0, config=to_dict(config), dataset=name, classes=tuple(_CLASSES[name].split()), mean=mean, std=std,
+        provenance=origin))
     return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
 
 
@@ -100,7 +100,7 @@ def to_reference(source: pathlib.Path, target: pathlib.Path, which: str = "lates
     model, num_classes = infer_model(states["state_dict"], source)
     worst = max(verify(model, num_classes, state, torch_to_paddle(state), source) for state in states.values())
     blob = io.BytesIO()
-    torch.save({"epoch": saved.fact("step") // 1024,
+    torch.save({"epoch": saved.manifest.step // 1024,
                 **{key: {n: torch.from_numpy(a) for n, a in state.items()} for key, state in states.items()}}, blob)
     write_atomic(target, blob.getvalue())
     return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"

@@ -28,7 +28,7 @@ from parity import recording
 from parity.case import Case
 from parity.compare import Row
 from parity.mirror import step as algorithm
-from parity.mirror.evaluate import accuracy
+from parity.mirror.evaluation import accuracy
 from parity.reference import precision
 from parity.weights import paddle_to_torch
 

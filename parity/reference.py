@@ -8,7 +8,7 @@ import torch
 
 from parity.case import IDLE, Case, loss_probes
 from parity.compare import Trace
-from parity.mirror import ema, evaluate, losses, schedule
+from parity.mirror import ema, evaluation, losses, schedule
 from parity.mirror import step as algorithm
 from parity.mirror.normalize import Normalize
 
@@ -110,7 +110,7 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
             return torch.from_numpy(table)[(x[:, 0, 0, 0] * 255).round().long()]
 
     with precision(dtype):
-        found = evaluate.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
+        found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
     yield "metric", {name: np.array(value) for name, value in found.items()}
 
 

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from fixmatch import evaluate, schedule
+from fixmatch import evaluation, schedule
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import load_weights
 from fixmatch.data.augment import randaugment
@@ -67,7 +67,7 @@ class Production:
 
     def predict(self, state, model, images: np.ndarray) -> np.ndarray:
         """Logits in eval mode, in batches of which the last is partial."""
-        return evaluate.predict(model, state.normalize, Dataset(images, np.zeros(len(images), np.int64)), 7)[0]
+        return evaluation.predict(model, state.normalize, Dataset(images, np.zeros(len(images), np.int64)), 7)[0]
 
     def factors(self, total: int, warmup: int, steps: np.ndarray) -> np.ndarray:
         scheduler, found = schedule.build_scheduler(1.0, total, warmup), []

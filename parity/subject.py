@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import paddle
 
-from fixmatch import evaluate, losses, schedule
+from fixmatch import evaluation, losses, schedule
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import load_weights
 from fixmatch.data.dataset import Dataset
@@ -103,7 +103,7 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
             return paddle.gather(paddle.to_tensor(table), (x[:, 0, 0, 0] * 255).round().astype("int64"))
 
     with precision(dtype):
-        found = evaluate.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), Dataset(images, labels), batch_size)
+        found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), Dataset(images, labels), batch_size)
     yield "metric", {name: np.array(getattr(found, name)) for name in ("top1", "top5", "loss")}
 
 

@@ -13,7 +13,7 @@ from running import digits
 from fixmatch import cli
 from fixmatch.data.sources import svhn
 from fixmatch.data.sources.digits import load_digits
-from fixmatch.evaluate import predictions_csv
+from fixmatch.evaluation import predictions_csv
 
 
 @pytest.fixture(scope="module")

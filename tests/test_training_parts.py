@@ -11,7 +11,7 @@ from fixmatch import step as algorithm
 from fixmatch.config import Config, ModelConfig
 from fixmatch.data.loader import Batch
 from fixmatch.ema import EMA
-from fixmatch.evaluate import evaluate, score, summarize
+from fixmatch.evaluation import evaluate, score, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss, pseudo_label
 from fixmatch.metrics import Window, row_of
 from fixmatch.models import build_model

@@ -1,22 +1,22 @@
 """Bugs in how accuracy is measured."""
 
-from fixmatch import evaluate
+from fixmatch import evaluation
 from parity.plants.plant import Patch, Plant
 
 
 def _last_batch_dropped(patch: Patch) -> None:
-    right = evaluate.evaluate
+    right = evaluation.evaluate
 
     def changed(model, normalize, data, batch_size):
         keep = len(data) // batch_size * batch_size
         return right(model, normalize, type(data)(data.images[:keep], data.labels[:keep]), batch_size)
 
-    patch(evaluate, "evaluate", changed)
+    patch(evaluation, "evaluate", changed)
 
 
 def _ties_rank_last(patch: Patch) -> None:
-    right = evaluate.score
-    patch(evaluate, "score",
+    right = evaluation.score
+    patch(evaluation, "score",
           lambda logits, labels, values: right(logits[:, ::-1], logits.shape[1] - 1 - labels, values))
 
 

@@ -35,7 +35,7 @@ def test_there_and_back_is_the_same(arch, prefix, tmp_path, capsys):
     states = reference_file(tmp_path / "model_best.pth.tar", arch, prefix)
     assert convert.main([str(tmp_path / "model_best.pth.tar"), str(tmp_path / "ours")]) == 0
     assert "logits agree" in capsys.readouterr().out
-    assert checkpoint.load(tmp_path / "ours").meta["config"]["model"]["arch"] == arch
+    assert checkpoint.load(tmp_path / "ours").manifest.config["model"]["arch"] == arch
     assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 0
     back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
     for key, state in states.items():
@@ -46,7 +46,7 @@ def test_there_and_back_is_the_same(arch, prefix, tmp_path, capsys):
 def test_a_bare_state_dict(tmp_path):
     torch.save(build_model("wideresnet", 100, depth=10, width=1).state_dict(), tmp_path / "bare.pth")
     assert convert.main([str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
-    assert checkpoint.load(tmp_path / "ours").meta["dataset"] == "cifar100"
+    assert checkpoint.load(tmp_path / "ours").manifest.dataset == "cifar100"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

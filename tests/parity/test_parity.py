@@ -20,7 +20,7 @@ from parity.compare import compare, compare_tensor
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 MIRRORED = ("models/__init__.py", "models/layers.py", "models/wideresnet.py", "models/resnext.py", "losses.py",
-            "optimizer.py", "schedule.py", "ema.py", "normalize.py", "evaluate.py", "step.py")
+            "optimizer.py", "schedule.py", "ema.py", "normalize.py", "evaluation.py", "step.py")
 RENAMED = {"Conv2d": "Conv2D", "BatchNorm2d": "BatchNorm2D", "momentum_buffers": "state"}
 # Torch's own code does what these do on the Paddle side, or the reverse.
 ONLY_THERE = {"_BatchNorm2D", "interleave", "de_interleave", "accuracy"}

@@ -1,4 +1,4 @@
-"""Evaluation on every test image. Mirrors fixmatch/evaluate.py.
+"""Evaluation on every test image. Mirrors fixmatch/evaluation.py.
 
 Reference: kekmodel/FixMatch-pytorch, train.py, test(), and utils/misc.py, accuracy(). Accuracies are percent.
 """
