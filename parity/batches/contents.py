@@ -1,6 +1,6 @@
 """One batch: its shapes, its labels, and its views against Pillow's from what was drawn for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -46,39 +46,43 @@ def labels(batch: Batch, of_labeled: np.ndarray, of_unlabeled: np.ndarray) -> It
 
 
 def pictures(batch: Batch, drawn: Drawn, images: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray,
-             first: int | None = None) -> Iterator[Row]:
-    """All views of a batch, or the first few of each kind, byte for byte.
+             most: int) -> Iterator[Row]:
+    """The views of a batch, byte for byte: up to `most` of each kind, spread over the batch.
 
     Args:
         images: uint8 [D, H, W, 3], the whole data set; labeled and unlabeled: int64 [B] and [M], indices into it.
     """
-    part, (plan,), (view_plan,) = slice(first), drawn.labeled, drawn.unlabeled
-    plan, view_plan, labeled, unlabeled = plan.take(part), view_plan.take(part), labeled[part], unlabeled[part]
-    yield _views("views/x", batch.x[part], pillow.weak(images[labeled], plan))
+    (plan,), (view_plan,) = drawn.labeled, drawn.unlabeled
+    yield _views("views/x", batch.x, lambda at: pillow.weak(images[labeled[at]], plan.take(at)), most)
     if len(unlabeled):
-        yield _views("views/weak", batch.u_w[part], pillow.weak(images[unlabeled], view_plan.weak))
-        yield _views("views/strong", batch.u_s[part], _strong(images, unlabeled, view_plan))
+        yield _views("views/weak", batch.u_w,
+                     lambda at: pillow.weak(images[unlabeled[at]], view_plan.weak.take(at)), most)
+        yield _views("views/strong", batch.u_s, lambda at: _strong(images[unlabeled[at]], view_plan.take(at)), most)
     if isinstance(batch, ProbedBatch):
-        probes = batch.probe_plan.take(part).render(batch.x, np.arange(len(labeled)), np.zeros(len(labeled), bool),
-                                                    np.zeros((len(labeled), 2), np.int64))
-        yield _views("views/probes", batch.probes[part], probes)
+        yield _views("views/probes", batch.probes,
+                     lambda at: randaugment.apply(batch.x[at], batch.probe_plan.take(at)), most)
 
 
-def _strong(images, index, plan) -> np.ndarray:
+def _strong(images: np.ndarray, plan) -> np.ndarray:
     """By Pillow for the reference's recipe; by the plan's own renderer for the others, from Pillow's flip and crop."""
     if type(plan.strong_plan) is randaugment.Plan:
-        return pillow.weak_and_strong(images[index], plan)[1]
-    return randaugment.apply(pillow.weak(images[index], plan.strong), plan.strong_plan)
+        return pillow.weak_and_strong(images, plan)[1]
+    return randaugment.apply(pillow.weak(images, plan.strong), plan.strong_plan)
 
 
-def _views(tensor: str, ours: np.ndarray, expected: np.ndarray) -> Row:
-    """A row that says how many views differ, and whether they are those of a neighbour."""
-    row = compare_tensor(tensor, ours, expected)
-    if row.passed or ours.shape != expected.shape:
+def _views(tensor: str, ours: np.ndarray, view: Callable[[np.ndarray], np.ndarray], most: int) -> Row:
+    """A row that says how many views differ, and whether they are those of a neighbour in the batch.
+
+    Args:
+        view: the right views at some places of the batch, int64 [n] -> uint8 [n, H, W, 3].
+    """
+    at = np.unique([*range(0, len(ours), -(-len(ours) // most)), len(ours) - 1])
+    row = compare_tensor(tensor, ours[at], view(at))
+    if row.passed or row.ours.shape != row.reference.shape:
         return row
-    different = (ours != expected).reshape(len(ours), -1).any(axis=1)
-    why = f"{different.sum()} of {len(ours)} views are not those of the recorded plan"
-    for shift in (1, -1):
-        if len(ours) > 2 and np.array_equal(ours[1:-1], np.roll(expected, shift, axis=0)[1:-1]):
-            why += f"; they are those of the image {abs(shift)} place {'before' if shift > 0 else 'after'}"
+    different = (row.ours != row.reference).reshape(len(at), -1).any(axis=1)
+    why = f"{different.sum()} of {len(at)} views are not those of the recorded plan"
+    for shift, where in ((-1, "before"), (1, "after")):
+        if np.array_equal(row.ours, view((at + shift) % len(ours))):
+            why += f" but of the image one place {where}"
     return row._replace(why=why)

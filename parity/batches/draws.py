@@ -51,7 +51,8 @@ def uniform(column: Column) -> Found:
     expected = np.full(column.count, flat.size / column.count)
     statistic = float(((observed - expected) ** 2 / expected).sum())
     p = float(stats.chi2.sf(statistic, column.count - 1)) if inside.size == flat.size else 0.0
-    return Found(p, min(1.0, np.sqrt(statistic / flat.size / (column.count - 1))), observed, expected)
+    effect = float(np.sqrt(statistic / flat.size / (column.count - 1)))
+    return Found(p, min(1.0, effect), observed, expected)
 
 
 def independent(one: Column, other: Column) -> Found:
@@ -157,14 +158,39 @@ def between(what: str, columns: dict[str, Column], others: dict[str, Column]) ->
     return tests
 
 
+def of_order(first: np.ndarray, second: np.ndarray, under_next_seed: np.ndarray) -> dict[str, Test]:
+    """Where an image stands in a pass, against which it is, and against where it stands in two other passes.
+
+    Args:
+        first, second, under_next_seed: int64 [places], three passes that show no image twice.
+    """
+    def place(shown):
+        found = np.full(1 + max(order.max() for order in (first, second, under_next_seed)), -1)
+        found[shown] = np.arange(len(shown)) * BINS // len(shown)
+        return found
+
+    places = place(first)
+    image = np.arange(len(places)) * BINS // len(places)
+    tests = {}
+    for name, other in (("which it is", image), ("in the next", place(second)),
+                        ("under the next seed", place(under_next_seed))):
+        both = (places >= 0) & (other >= 0)
+        tests[f"an image's place in a pass x {name} independent"] = functools.partial(
+            independent, Column(places[both], BINS), Column(other[both], BINS))
+    return tests
+
+
 def judged(tests: dict[str, Test]) -> Iterator[Row]:
-    """A row a test. Within chance there is no difference; beyond it `relative` is Cramer's V and `absolute` -log10 p."""
+    """A row a test: no difference where chance explains it, else `relative` is Cramer's V and `absolute` -log10 p.
+
+    The largest V comes first, since a fault shows by its own name more clearly than by what follows from it.
+    """
     gate = FALSE_ALARM / len(tests)
-    for name, test in tests.items():
-        found = test()
-        if found.p >= gate:
+    found = sorted(((name, test()) for name, test in tests.items()), key=lambda item: -item[1].effect * (
+        item[1].p < gate))
+    for name, (p, effect, observed, expected) in found:
+        if p >= gate:
             yield Row(f"draws/{name}", 0.0, 0.0, True)
-            continue
-        surprise = float(-np.log10(max(found.p, 1e-300)))
-        yield Row(f"draws/{name}", surprise, float(found.effect), False,
-                  f"p = {found.p:.0e}, gate {gate:.0e}; {found.observed.sum():,} draws", found.observed, found.expected)
+        else:
+            yield Row(f"draws/{name}", float(-np.log10(max(p, 1e-300))), effect, False,
+                      f"p = {p:.0e}, gate {gate:.0e}; {observed.sum():,} draws", observed, expected)

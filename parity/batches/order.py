@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fixmatch.data.loader import EXPAND_STEPS
+from fixmatch.data.loader import EXPAND_STEPS, Batch, Stream
 from parity.batches.contents import exact
 from parity.compare import Row, compare_tensor
+
+_PASSES = 3  # of each stream
 
 
 def split(found, labels: np.ndarray, per_class: np.ndarray | None, include_labeled: bool, whole: bool) -> Iterator[Row]:
@@ -46,50 +48,53 @@ def coverage(tensor: str, shown: np.ndarray, items: np.ndarray, least: int, bloc
     size = repeats * len(items) // block * block
     values, counts = np.unique(shown, return_counts=True)
     strange, often = int((~np.isin(values, items)).sum()), int((counts > repeats).sum())
+    never = len(items) - len(np.intersect1d(values, items))
     return exact(tensor, len(shown) == size and not strange and not often,
-                 f"{len(shown)} images shown instead of {size}; {often} of them more than {repeats} times, "
-                 f"{len(items) - len(np.intersect1d(values, items))} never, {strange} from outside")
+                 f"{often} images more than {repeats} times, {never} of {len(items)} never, {strange} that should not "
+                 f"be there" + (f"; {len(shown)} places instead of {size}" if len(shown) != size else ""))
 
 
-def passes(streams: dict, labeled: np.ndarray, unlabeled: np.ndarray, batch: int, mu: int) -> Iterator[Row]:
-    """A pass of both streams, by the indices they give.
+def a_pass(ranks: list[Stream], which: int = 0) -> np.ndarray:
+    """What all ranks' streams show in one pass, in the order of steps and ranks, int64 [places]."""
+    steps = ranks[0].steps_per_pass
+    return np.concatenate([stream.indices(step) for step in range(which * steps, (which + 1) * steps)
+                           for stream in ranks])
+
+
+def passes(name: str, ranks: list[Stream], items: np.ndarray, size: int) -> Iterator[Row]:
+    """The first passes of a stream, "labeled" or "unlabeled": whether each shows all its images, in an order of its own.
 
     Args:
-        streams: {"labeled" or "unlabeled": the Stream of each rank}.
+        ranks: the stream of each rank.
+        items: int64, the images that it is to show.
+        size: of a rank's batch.
     """
-    for name, items, size, least in (("labeled", labeled, batch, batch * EXPAND_STEPS), ("unlabeled", unlabeled,
-                                                                                        batch * mu, 1)):
-        ranks = streams.get(name)
-        if not ranks:
-            continue
-        block = size * len(ranks)
-        steps = -(-max(least * len(ranks), block) // len(items)) * len(items) // block
-        shown = np.stack([[stream.indices(step) for stream in ranks] for step in range(2 * steps)])
-        what = "once" if name == "unlabeled" and len(items) >= block else "equally often"
-        for number, one in enumerate(np.split(shown, 2)):
-            yield coverage(f"order/{name} images {what} in pass {number}", one.ravel(), items, least * len(ranks),
-                           block)
-        yield from shuffled(name, *np.split(shown.reshape(2, -1), 2), items)
+    block = size * len(ranks)
+    least = block * EXPAND_STEPS if name == "labeled" else block
+    orders = [a_pass(ranks, which) for which in range(_PASSES)]
+    for which, shown in enumerate(orders):
+        yield coverage(f"order/{name} images equally often in pass {which}", shown, items, least, block)
+    yield unlike(f"order/{name} images shuffled", orders[0], np.resize(items, orders[0].shape))
+    for which, shown in enumerate(orders[1:], start=1):
+        yield unlike(f"order/{name} images in another order in pass {which} than in pass 0", orders[0], shown)
 
 
-def shuffled(name: str, first: np.ndarray, second: np.ndarray, items: np.ndarray) -> Iterator[Row]:
-    """Two passes have orders of their own, and neither is that of the items.
+def unlike(tensor: str, one: np.ndarray, other: np.ndarray) -> Row:
+    """Whether two orders of the same images are not the same, in the main.
 
-    Equal places are Poisson(rate) in number for independent orders, with rate = places * (share of equal pairs); ten
-    deviations above are less than 1e-9 likely for every rate.
+    The number of places that hold the same image in both is about Poisson for independent orders, of a rate of places
+    over images; one that is beyond the limit is less than 1e-9 likely at every rate.
     """
-    for what, one, other in (("is shuffled", first, np.resize(items, first.shape)), ("is drawn anew", first, second)):
-        equal = int((one == other).sum())
-        rate = first.size / len(items)
-        yield exact(f"order/{name} {what} each pass", len(items) == 1 or equal <= rate + 10 * np.sqrt(rate) + 5,
-                    f"{equal} of {first.size} places of a pass hold the same image in both")
+    equal, images = int((one == other).sum()), len(np.unique(one))
+    rate = len(one) / images
+    return exact(tensor, images == 1 or equal <= rate + 10 * np.sqrt(rate) + 5,
+                 f"{equal} of {len(one)} places hold the same image in both")
 
 
-def same(tensor: str, one, other) -> Row:
+def same(tensor: str, one: Batch, other: Batch) -> Row:
     """Whether two batches are equal."""
-    different = [name for name, a, b in zip(one._fields, one, other, strict=True) if not _equal(a, b)]
+    def equal(a, b):
+        return all(map(np.array_equal, a, b)) if isinstance(a, tuple) else np.array_equal(a, b)  # a plan is a tuple
+
+    different = [name for name, a, b in zip(one._fields, one, other, strict=True) if not equal(a, b)]
     return exact(tensor, not different, f"{', '.join(different)} differ")
-
-
-def _equal(a, b) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else np.array_equal(a, b)

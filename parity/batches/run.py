@@ -14,6 +14,8 @@ from parity.batches import contents, order
 from parity.batches.watch import watched
 from parity.compare import Row
 
+_PIXELS = 2**19  # of each kind of view and batch that are compared with Pillow's: 512 images of 32 x 32
+
 
 def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, first_step: int = 0,
                 steps: int = 3) -> Iterator[Row]:
@@ -28,6 +30,7 @@ def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, fi
         steps: with CTAugment at most as many as the loader prepares ahead.
     """
     labels, mu = source.train.labels, config.train.mu if config.ssl.mode == "fixmatch" else 0
+    most = max(32, _PIXELS // (source.train.images[0].size // 3))
     batch, size = config.train.batch_size, source.train.images.shape[1:3]
     yield from order.split(split, labels, _labels_a_class(config, len(source.classes), labels),
                            config.data.include_labeled, whole=not config.data.split_file)
@@ -40,7 +43,7 @@ def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, fi
                 labeled = loader.labeled.indices(step)
                 unlabeled = loader.unlabeled.indices(step) if mu else np.empty(0, np.int64)
                 found += contents.labels(made, labels[labeled], labels[unlabeled])
-                found += contents.pictures(made, drawn, source.train.images, labeled, unlabeled)
+                found += contents.pictures(made, drawn, source.train.images, labeled, unlabeled, most)
                 flipped = [plan.flip.any() for plan in (*drawn.labeled, *(w for p in drawn.unlabeled for w in p[:2]))]
                 found.append(contents.exact("draws/flips as allowed", source.flip or not any(flipped),
                                             "views are mirrored, which these images may not be"))
@@ -71,4 +74,5 @@ def _ranks(loader: Loader, split: Split, batch: int, mu: int) -> Iterator[Row]:
     every = {name: [type(stream)(np.unique(stream.items), stream.batch_size, len(stream.items), stream.seed, rank,
                                  stream.world_size) if rank != stream.rank else stream
                     for rank in range(stream.world_size)] for name, stream in streams.items()}
-    yield from order.passes(every, split.labeled, split.unlabeled, batch, mu)
+    for name, ranks in every.items():
+        yield from order.passes(name, ranks, getattr(split, name), batch * (mu if name == "unlabeled" else 1))

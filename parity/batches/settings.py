@@ -5,7 +5,6 @@ labels a class and include_labeled. Only the images are other ones, and no more 
 B labeled images a step, M = mu * B unlabeled ones.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,15 +15,17 @@ from fixmatch.data.dataset import Dataset
 from fixmatch.data.loader import Loader
 from fixmatch.data.split import Split, draw_split
 from parity.batches import contents, draws, order, probes
+from parity.batches.contents import exact
 from parity.batches.watch import Drawn, drawn_only, watched
 from parity.case import Case
-from parity.compare import Row
+from parity.compare import Row, compare_tensor
 
 _SIZES = {"digits": 8, "stl10": 96}  # pixels; folder and csv: data.image_size; else 32
 _NOT_MIRRORED = ("digits", "svhn")
 _DRAWS, _FEW_DRAWS = 100_000, 20_000
 _STEPS, _FEW_STEPS = 10_000, 2_000  # at most, however small the batches
-_PICTURES, _FEW_PICTURES = 448, 96  # views of each kind and batch that are compared with Pillow's
+_FAR, _NOT_SO_FAR = 2**16, 2**12  # steps within which none is drawn like another
+_PIXELS = 2**19  # of each kind of view and batch that are compared with Pillow's: 512 images of 32 x 32
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Probe:
     def loader(self, rank: int = 0, world_size: int = 1, seed: int | None = None) -> Loader:
         """The production Loader; CTAugment draws from its first rates, since nobody tells it of probes."""
         return Loader(self.data, self.split, self.batch, self.mu, self.seed if seed is None else seed, self.flip, rank,
-                      world_size, strong=self.strong, ahead=_STEPS)
+                      world_size, strong=self.strong, ahead=_FAR + _STEPS)
 
 
 def probe(config: Config, classes: int, seed: int) -> Probe:
@@ -64,91 +65,82 @@ def probe(config: Config, classes: int, seed: int) -> Probe:
 def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
     """Everything that can be said of the Loader under the settings of case.config, in the order of diagnosis.
 
+    After a batch of the wrong shape nothing more is said, since nothing else could be compared.
+
     Args:
         thorough: 10^5 draws of strong views instead of 2 * 10^4, and more of the pictures.
     """
     run = probe(case.config, case.num_classes, case.seed)
     before = run.data.images.copy()
-    try:
-        shown = yield from _shapes_and_labels(run)
-        yield from _order(run, shown)
-        yield from _pictures(run, _PICTURES if thorough else _FEW_PICTURES, 3 if thorough else 1)
-        yield from draws_of(run, *((_DRAWS, _STEPS) if thorough else (_FEW_DRAWS, _FEW_STEPS)))
-    except _Stop:
+    batch, drawn = watched(run.loader(), 0)
+    shapes = [*contents.shapes(batch, drawn, run.batch, run.batch * run.mu, run.data.images.shape[1:3], run.strong)]
+    yield from shapes
+    if not all(row.passed for row in shapes):
         return
-    yield contents.exact("data/images are as they were", np.array_equal(before, run.data.images),
-                         "the Loader wrote to the data set")
-
-
-class _Stop(Exception):
-    """A batch of another shape: nothing after it could be compared."""
-
-
-def _all(found: Iterator[Row]) -> Iterator[Row]:
-    """The rows of `found`, and then an end if one of them failed."""
-    failed = False
-    for row in found:
-        failed |= not row.passed
-        yield row
-    if failed:
-        raise _Stop
-
-
-def _shapes_and_labels(run: Probe) -> Iterator[Row]:
-    """Of two passes of one rank; returns what their weak views show, as {"x" or "u": [Read of each step]}."""
-    loader = run.loader()
-    steps = 2 * loader.unlabeled.steps_per_pass if run.mu else 2
-    shown, counted = {"x": [], "u": []}, (run.batch, run.batch * run.mu, run.data.images.shape[1:3], run.strong)
-    for step in range(steps):
-        batch, drawn = watched(loader, step)
-        if step == 0:
-            yield from _all(contents.shapes(batch, drawn, *counted))
-        shown["x"].append((batch.targets_x, probes.read(batch.x, run.data)))
-        shown["u"].append((batch.targets_u, probes.read(batch.u_w, run.data)))
     yield from order.split(run.split, run.data.labels, run.per_class, run.include_labeled, whole=True)
-    for key, images in (("x", "labeled"), ("u", "unlabeled")):
-        targets, read = ([np.concatenate(parts) for parts in zip(*columns, strict=True)] for columns in (
-            [(t,) for t, _ in shown[key]], [r for _, r in shown[key]]))
-        strange = int((read[0] < 0).sum())
-        yield contents.exact(f"views/{images} views are flipped crops of images of the data", not strange,
-                             f"{strange} of {len(read[0])} views show something else")
-        yield contents.compare_tensor(f"labels/of {images} images", targets[0], read[1])
-    return {key: np.stack([read.index for _, read in parts]) for key, parts in shown.items()}
+    yield from _shown(run)
+    yield from _order(run)
+    yield from _pictures(run, 3 if thorough else 1)
+    yield from _draws(run, *((_DRAWS, _STEPS, _FAR) if thorough else (_FEW_DRAWS, _FEW_STEPS, _NOT_SO_FAR)))
+    yield exact("data/images are as they were", np.array_equal(before, run.data.images),
+                "the Loader wrote to the data set")
 
 
-def _order(run: Probe, shown: dict[str, np.ndarray]) -> Iterator[Row]:
-    loader, steps = run.loader(), range(len(shown["x"]))
-    for key, name in (("x", "labeled"), ("u", "unlabeled")):
-        if stream := getattr(loader, name):
-            yield contents.compare_tensor(f"order/{name} images shown", shown[key],
-                                          np.stack([stream.indices(step) for step in steps]))
-    for world_size in (1, 2):
-        loaders = [run.loader(rank, world_size) for rank in range(world_size)]
-        streams = {name: [one for loader in loaders if (one := getattr(loader, name))]
-                   for name in ("labeled", "unlabeled")}
-        for row in order.passes(streams, run.split.labeled, run.split.unlabeled, run.batch, run.mu):
-            yield row._replace(tensor=row.tensor + (f", {world_size} ranks" if world_size > 1 else ""))
+def _shown(run: Probe) -> Iterator[Row]:
+    """Two passes over the unlabeled images, read from the pixels of x and the weak views alone."""
+    loader = run.loader()
+    steps = range(2 * loader.unlabeled.steps_per_pass if run.mu else 2)
+    batches = [loader.batch(step) for step in steps]
+    for name, views, targets in (("labeled", "x", "targets_x"), ("unlabeled", "u_w", "targets_u")):
+        if not (stream := getattr(loader, name)):
+            continue
+        read = [probes.read(getattr(batch, views), run.data) for batch in batches]
+        index, labels = np.concatenate([r.index for r in read]), np.concatenate([r.label for r in read])
+        strange = int((index < 0).sum())
+        yield exact(f"views/{name} views are flipped crops of images of the data", not strange,
+                    f"{strange} of {len(index)} views show something else")
+        yield compare_tensor(f"labels/of {name} images", np.concatenate([getattr(b, targets) for b in batches]), labels)
+        yield compare_tensor(f"order/{name} images shown", index, np.concatenate([*map(stream.indices, steps)]))
+
+
+def _order(run: Probe) -> Iterator[Row]:
+    """Passes of one rank and of two, other seeds, and batches that are made again or ahead."""
+    loader, other = run.loader(), run.loader(seed=run.seed + 1)
+    for name, items, size in (("labeled", run.split.labeled, run.batch),
+                              ("unlabeled", run.split.unlabeled, run.batch * run.mu)):
+        if not size:
+            continue
+        for world_size in (1, 2):
+            ranks = [getattr(run.loader(rank, world_size), name) for rank in range(world_size)]
+            for row in order.passes(name, ranks, items, size):
+                yield row._replace(tensor=row.tensor + (", two ranks" if world_size > 1 else ""))
+        yield order.unlike(f"order/{name} images in another order under another seed",
+                           *(order.a_pass([getattr(one, name)]) for one in (loader, other)))
     yield order.same("order/a batch depends on seed, rank and step alone", run.loader().batch(3), loader.batch(3))
-    with_threads = itertools.islice(run.loader().batches(1, 4), 3)
-    for step, batch in enumerate(with_threads, start=1):
-        yield order.same(f"order/batch {step} of those prepared ahead", batch, loader.batch(step))
+    for step, batch in enumerate(loader.batches(1, 4), start=1):
+        yield order.same(f"order/batch {step} of those made ahead", batch, loader.batch(step))
 
 
-def _pictures(run: Probe, views: int, steps: int) -> Iterator[Row]:
+def _pictures(run: Probe, steps: int) -> Iterator[Row]:
     """Against Pillow: batches of one rank, and one of the second of two."""
+    most = _PIXELS // run.data.images.shape[1]**2
     for name, loader, step in [*(("", run.loader(), step) for step in range(steps)),
                                (", second of two ranks", run.loader(1, 2), 1)]:
         batch, drawn = watched(loader, step)
         unlabeled = loader.unlabeled.indices(step) if run.mu else np.empty(0, np.int64)
-        for row in contents.pictures(batch, drawn, run.data.images, loader.labeled.indices(step), unlabeled, views):
+        for row in contents.pictures(batch, drawn, run.data.images, loader.labeled.indices(step), unlabeled, most):
             yield row._replace(tensor=f"{row.tensor} of step {step}{name}")
 
 
-def draws_of(run: Probe, count: int, most_steps: int) -> Iterator[Row]:
-    """The distribution of at least `count` strong views, or of `most_steps` steps."""
+def _draws(run: Probe, count: int, most_steps: int, far: int) -> Iterator[Row]:
+    """The distribution of at least `count` strong views, or of `most_steps` steps.
+
+    That none of the first `far` steps is drawn like another is seen from the first few and every so many after them:
+    between one of these and one of those lies each number of steps.
+    """
     steps = min(most_steps, -(-count // (run.batch * max(1, run.mu))))
-    found = {name: drawn_only(loader, steps) for name, loader in (
-        ("", run.loader()), ("rank", run.loader(0, 2)), ("other rank", run.loader(1, 2)),
+    found = {name: drawn_only(loader, range(steps)) for name, loader in (
+        ("", run.loader()), ("first rank", run.loader(0, 2)), ("other rank", run.loader(1, 2)),
         ("other seed", run.loader(seed=run.seed + 1)))}
     plans = {name: drawn for name, (_, drawn) in found.items()}
     if not run.flip:
@@ -158,15 +150,18 @@ def draws_of(run: Probe, count: int, most_steps: int) -> Iterator[Row]:
     for kind, fields in columns[""].items():
         labels = np.stack([getattr(batch, f"targets_{kind}") for batch in found[""][0]])
         tests |= draws.of_one_view(fields, labels, len(run.per_class)) | draws.of_neighbours(fields)
-        tests |= draws.between("on the other rank", columns["rank"][kind], columns["other rank"][kind])
+        tests |= draws.between("on the other rank", columns["first rank"][kind], columns["other rank"][kind])
         tests |= draws.between("under the next seed", fields, columns["other seed"][kind])
     if run.mu:
         weak = {name: column for name, column in columns[""]["u"].items() if name.startswith("weak ")}
         tests |= draws.between("of the same batch", columns[""]["x"], weak)
+        tests |= draws.of_order(*(order.a_pass([one.unlabeled], which) for one, which in (
+            (run.loader(), 0), (run.loader(), 1), (run.loader(seed=run.seed + 1), 0))))
     yield from draws.judged(tests)
+    _, later = drawn_only(run.loader(), range(steps, far + steps, steps))
     every = [b"".join(field.tobytes() for plan in d.labeled + d.unlabeled for field in _leaves(plan))
-             for name in ("", "other rank", "other seed") for d in plans[name]]
-    yield contents.exact("draws/no two batches alike", len(set(every)) == len(every) or not run.mu,
+             for d in (*plans[""], *later, *plans["other rank"], *plans["other seed"])]
+    yield exact("draws/no two batches alike", len(set(every)) == len(every) or not run.mu,
                          f"{len(every) - len(set(every))} of {len(every)} batches are drawn like another")
 
 

@@ -7,7 +7,7 @@ that is changed afterwards no longer fits the pixels of the batch.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from unittest import mock
 
@@ -30,15 +30,15 @@ def watched(loader: Loader, step: int) -> tuple[Batch, Drawn]:
         return loader.batch(step), drawn
 
 
-def drawn_only(loader: Loader, steps: int) -> tuple[list[Batch], list[Drawn]]:
-    """Batches without pixels of the first `steps` steps, and what was drawn for them: a tenth of the time."""
+def drawn_only(loader: Loader, steps: Iterable[int]) -> tuple[list[Batch], list[Drawn]]:
+    """Batches of some steps without pixels, and what was drawn for them: a tenth of the time."""
     empty = np.empty((0, 1, 1, 3), np.uint8)
     batches, plans = [], []
     with contextlib.ExitStack() as stack:
         for owner, name, result in ((views, "weak", empty), (views, "weak_and_strong", (empty, empty)),
                                     (randaugment, "apply", empty)):
             stack.enter_context(_replaced(owner, name, lambda *args, result=result, **kwargs: result))
-        for step in range(steps):
+        for step in steps:
             batch, drawn = watched(loader, step)
             batches.append(batch)
             plans.append(drawn)
