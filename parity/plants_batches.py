@@ -4,6 +4,7 @@ Each is caught in stage `data`. They are apart from parity.plants.PLANTS, whose 
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -329,14 +330,14 @@ def one_draw_a_batch(patch):
 
 @plant("labeled-drawn-as-unlabeled", "labeled images get the flips and crops of the weak views")
 def labeled_drawn_as_unlabeled(patch):
-    latest, draw, draw_weak = [], views.draw, views.draw_weak
+    latest, draw, draw_weak = threading.local(), views.draw, views.draw_weak
 
     def changed_weak(rng, n, *args, **kwargs):
-        latest[:] = [n, draw_weak(rng, n, *args, **kwargs)]
-        return latest[1]
+        latest.drawn = n, draw_weak(rng, n, *args, **kwargs)
+        return latest.drawn[1]
 
     def changed(rng, n, *args, **kwargs):
-        count, labeled = latest
+        count, labeled = latest.drawn
         plan = draw(rng, n, *args, **kwargs)
         first = np.arange(n) < count
         flip, offset = (np.resize(field, (n, *field.shape[1:])) for field in labeled)

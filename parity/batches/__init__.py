@@ -11,7 +11,7 @@ version of each recipe); CTAugment as its rates change, only as it begins.
 Error rates of `rows`: see parity/batches/draws.py. All other rows are exact and never fail by chance.
 """
 
+from parity.batches.probed import rows
 from parity.batches.run import rows_of_run
-from parity.batches.settings import rows
 
 __all__ = ["rows", "rows_of_run"]

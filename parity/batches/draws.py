@@ -138,10 +138,10 @@ def of_one_view(columns: dict[str, Column], labels: np.ndarray, classes: int) ->
 
 
 def of_neighbours(columns: dict[str, Column]) -> dict[str, Test]:
-    """Every column against itself in the next image and in the next step."""
+    """Every column against itself in the next step and in the next image."""
     tests = {}
     for name, (codes, count) in columns.items():
-        for what, one, other in (("image", codes[:, :-1], codes[:, 1:]), ("step", codes[:-1], codes[1:])):
+        for what, one, other in (("step", codes[:-1], codes[1:]), ("image", codes[:, :-1], codes[:, 1:])):
             if one.size:
                 tests[f"{name} of one {what} x the next independent"] = functools.partial(
                     independent, Column(one, count), Column(other, count))
@@ -183,10 +183,11 @@ def of_order(first: np.ndarray, second: np.ndarray, under_next_seed: np.ndarray)
 def judged(tests: dict[str, Test]) -> Iterator[Row]:
     """A row a test: no difference where chance explains it, else `relative` is Cramer's V and `absolute` -log10 p.
 
-    The largest V comes first, since a fault shows by its own name more clearly than by what follows from it.
+    The largest V comes first, since a fault shows by its own name more clearly than by what follows from it; among
+    equals the order is that of `tests`.
     """
     gate = FALSE_ALARM / len(tests)
-    found = sorted(((name, test()) for name, test in tests.items()), key=lambda item: -item[1].effect * (
+    found = sorted(((name, test()) for name, test in tests.items()), key=lambda item: -round(item[1].effect, 6) * (
         item[1].p < gate))
     for name, (p, effect, observed, expected) in found:
         if p >= gate:

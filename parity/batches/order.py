@@ -62,9 +62,10 @@ def a_pass(ranks: list[Stream], which: int = 0) -> np.ndarray:
 
 
 def passes(name: str, ranks: list[Stream], items: np.ndarray, size: int) -> Iterator[Row]:
-    """The first passes of a stream, "labeled" or "unlabeled": whether each shows all its images, in an order of its own.
+    """The first passes of a stream: whether each shows all its images, in an order of its own.
 
     Args:
+        name: "labeled", whose images are repeated to last EXPAND_STEPS steps, or "unlabeled".
         ranks: the stream of each rank.
         items: int64, the images that it is to show.
         size: of a rank's batch.

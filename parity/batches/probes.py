@@ -49,9 +49,8 @@ def read(shown: np.ndarray, data: Dataset) -> Read:
     across = np.concatenate([place, size - 1 - place])  # the second half mirrored
     column, row = shown[:, 0, :, 0] // step, shown[:, :, 0, 1] // step  # [N, S]
     left, top = _position(column, across), _position(row, place)
-    flat = _digit(row[:, :, None].astype(np.int64), column[:, None, :]).reshape(len(shown), -1)
-    blue = shown[..., 2].reshape(len(shown), -1)
-    digits = [np.take_along_axis(blue, (flat == d).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.int64)
+    which = _digit(row[:, :1].astype(np.int64), column)  # [N, S], of the first row, which has all digits
+    digits = [np.take_along_axis(shown[:, 0, :, 2], (which == d).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.int64)
               for d in range(_DIGITS)]
     index, label = digits[0] << 16 | digits[1] << 8 | digits[2], digits[3] << 8 | digits[4]
     possible = np.minimum(index, len(data) - 1)
