@@ -44,8 +44,8 @@ def _activation_slope(patch: Patch, slope: float) -> None:
 def _activate_before_residual(patch: Patch, everywhere: bool) -> None:
     init = wideresnet.BasicBlock.__init__
 
-    def changed(self, in_channels, out_channels, stride, activate_before_residual):
-        init(self, in_channels, out_channels, stride, everywhere)
+    def changed(self, in_channels, out_channels, stride, bn_momentum, activate_before_residual):
+        init(self, in_channels, out_channels, stride, bn_momentum, everywhere)
 
     patch(wideresnet.BasicBlock, "__init__", changed)
 

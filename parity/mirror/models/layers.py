@@ -29,8 +29,8 @@ class Conv2d(nn.Conv2d):
 class BatchNorm2d(nn.BatchNorm2d):
     """Torch's own batch norm, then `activation`: None, "mish" or ("leaky_relu", slope)."""
 
-    def __init__(self, channels: int, activation=None):
-        super().__init__(channels, eps=as_stored(BN_EPSILON), momentum=1.0 - BN_MOMENTUM)
+    def __init__(self, channels: int, activation=None, momentum: float = BN_MOMENTUM):
+        super().__init__(channels, eps=as_stored(BN_EPSILON), momentum=1.0 - momentum)
         self.activation = activation
 
     def forward(self, x):

@@ -13,11 +13,12 @@ ACTIVATION = ("leaky_relu", 0.1)
 class BasicBlock(nn.Module):
     """Pre-activation residual block; in the first blocks of stages 2 and 3 both paths see the raw input."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, activate_before_residual: bool):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, bn_momentum: float,
+                 activate_before_residual: bool):
         super().__init__()
-        self.bn1 = BatchNorm2d(in_channels, ACTIVATION)
+        self.bn1 = BatchNorm2d(in_channels, ACTIVATION, bn_momentum)
         self.conv1 = Conv2d(in_channels, out_channels, 3, stride)
-        self.bn2 = BatchNorm2d(out_channels, ACTIVATION)
+        self.bn2 = BatchNorm2d(out_channels, ACTIVATION, bn_momentum)
         self.conv2 = Conv2d(out_channels, out_channels, 3)
         self.equal_in_out = in_channels == out_channels
         self.convShortcut = None if self.equal_in_out else Conv2d(in_channels, out_channels, 1, stride)
@@ -35,12 +36,12 @@ class BasicBlock(nn.Module):
 class NetworkBlock(nn.Module):
     """A stage: `num_blocks` residual blocks, the first of which changes the width and the resolution."""
 
-    def __init__(self, num_blocks: int, in_channels: int, out_channels: int, stride: int,
+    def __init__(self, num_blocks: int, in_channels: int, out_channels: int, stride: int, bn_momentum: float,
                  activate_before_residual: bool):
         super().__init__()
         self.layer = nn.Sequential(*(
             BasicBlock(in_channels if i == 0 else out_channels, out_channels, stride if i == 0 else 1,
-                       activate_before_residual)
+                       bn_momentum, activate_before_residual)
             for i in range(num_blocks)))
 
     def forward(self, x):
@@ -50,15 +51,15 @@ class NetworkBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-widen_factor: images [N, 3, H, W] -> logits [N, K]."""
 
-    def __init__(self, num_classes: int, depth: int = 28, widen_factor: int = 2):
+    def __init__(self, num_classes: int, depth: int, widen_factor: int, bn_momentum: float):
         super().__init__()
         channels = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         num_blocks = (depth - 4) // 6
         self.conv1 = Conv2d(3, channels[0], 3)
-        self.block1 = NetworkBlock(num_blocks, channels[0], channels[1], 1, activate_before_residual=True)
-        self.block2 = NetworkBlock(num_blocks, channels[1], channels[2], 2, activate_before_residual=False)
-        self.block3 = NetworkBlock(num_blocks, channels[2], channels[3], 2, activate_before_residual=False)
-        self.bn1 = BatchNorm2d(channels[3], ACTIVATION)
+        self.block1 = NetworkBlock(num_blocks, channels[0], channels[1], 1, bn_momentum, activate_before_residual=True)
+        self.block2 = NetworkBlock(num_blocks, channels[1], channels[2], 2, bn_momentum, activate_before_residual=False)
+        self.block3 = NetworkBlock(num_blocks, channels[2], channels[3], 2, bn_momentum, activate_before_residual=False)
+        self.bn1 = BatchNorm2d(channels[3], ACTIVATION, bn_momentum)
         self.fc = xavier_linear(channels[3], num_classes)
 
     def forward(self, x):
