@@ -1,0 +1,34 @@
+"""Without Torch, results recorded from it are the reference."""
+
+import importlib.util
+
+from running import ROOT
+
+from parity import cli, goldens, stages
+from parity.compare import compare
+
+
+def test_without_torch_recorded_results_are_the_reference(monkeypatch, prove, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, found = prove("--self-check", "-c", str(ROOT / "configs/digits.yaml"))
+    assert code == 0
+    assert "torch is not installed" in found["against"]
+    code, found = prove("--self-check", "--plant", "weight-decay-on-bn")
+    assert code == 1
+    assert "weight decay on batch norm" in found["verdict"]
+    for arguments in (["--stage", "train"], ["--self-check", "--real-images"]):  # not recorded, so not passed either
+        assert cli.main(arguments) == 2
+        assert "needs Torch" in capsys.readouterr().err
+
+
+def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _, found = prove("--self-check", "-o", "model.depth=16")
+    assert "nearest recorded" in found["subject"]
+
+
+def test_goldens_are_what_torch_gives_today():
+    for stage in stages.SELF_CHECK:
+        case = goldens.CASES["wideresnet-10-2"]
+        fresh = goldens.digest(stages.stages()[stage].reference(case))
+        assert all(row.passed for row in compare(fresh, goldens.read("wideresnet-10-2", stage)))

@@ -1,0 +1,87 @@
+"""Planted bugs are caught where they belong, and the mutation score says so."""
+
+import json
+
+import pytest
+
+from parity import plants, stages
+from parity.case import small_case
+from parity.plants import score
+
+# One of each kind; all of them: tools/parity.py --mutation-score.
+SAMPLE = ("bn-momentum-inverted", "bn-running-variance-biased", "activate-before-residual-everywhere", "init-fan-in",
+          "last-batch-dropped", "threshold-exclusive", "detach-missing", "lambda-u-dropped", "cross-entropy-saturates",
+          "no-grad-weak-branch", "interleave-undone-wrongly", "weight-decay-by-param-name", "lr-off-by-one",
+          "warmup-in-epochs", "ema-buffers-averaged", "ema-before-step", "magnitude-up-to-10", "cutout-exclusive",
+          "wrong-std", "bn-momentum-inverted-and-ema-buffers-averaged")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    case = small_case("wideresnet", 0)
+    return case, {name: [*stage.reference(case)] for name, stage in stages.stages().items()}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_planted_bug_is_caught_in_its_stage(name, recorded):
+    case, reference = recorded
+    with plants.planted(name):
+        for stage_name, stage in stages.stages().items():
+            result = stages.run_stage(stage, case, reference[stage_name], keep_going=False)
+            assert result.passed == (stage_name != plants.PLANTS[name].stage), (stage_name, result.first_divergence)
+            if not result.passed:
+                assert result.hint.startswith("likely "), result.hint
+                break
+    after = stages.run_stage(stages.stages()[stage_name], case, reference[stage_name])
+    assert after.passed, "the plant was not taken out again"
+
+
+def test_every_named_bug_has_a_plant_with_a_known_stage():
+    assert len(plants.PLANTS) >= 60
+    assert {p.stage for p in plants.PLANTS.values()} <= set(stages.stages())
+
+
+def test_a_plant_knows_its_class():
+    assert plants.PLANTS["bn-momentum-inverted"].kind == "model"
+    assert plants.PLANTS["masked-mean"].kind == "loss"
+    assert len({plant.what for plant in plants.PLANTS.values()}) == len(plants.PLANTS)
+
+
+def test_the_score_counts_by_class_and_tells_what_the_self_check_sees(tmp_path, capsys):
+    file = tmp_path / "score.json"
+    names = ["masked-mean", "warmup-in-epochs", "ema-before-step"]
+    assert score.print_score(file, names, clean_seeds=1) == 0
+    found = json.loads(file.read_text())
+    of_three = {"plants": 3, "caught": 3, "localised": 3, "caught_by_self_check": 1}
+    assert {key: found[key] for key in of_three} == of_three
+    assert (found["false_alarms"], found["clean_runs"]) == ([], 2)
+    one_seen = {"plants": 1, "caught": 1, "localised": 1, "caught_by_self_check": 1}
+    one_unseen = {**one_seen, "caught_by_self_check": 0}
+    assert found["by_class"] == {"loss": one_seen, "optimizer": one_unseen, "ema": one_unseen}
+    assert [o["caught_in"] for o in found["outcomes"]] == ["loss", "schedule", "train"]
+    assert "MUTATION SCORE 3/3 caught" in capsys.readouterr().out
+
+
+def test_the_score_fails_on_a_bug_that_is_missed_or_found_elsewhere(monkeypatch, tmp_path):
+    """A plant without an effect, and one whose expected stage comes after the one that catches it."""
+    file = tmp_path / "score.json"
+    monkeypatch.setitem(plants.PLANTS, "no-effect", plants.Plant("no-effect", "loss", "", lambda patch: None, "loss"))
+    monkeypatch.setitem(plants.PLANTS, "late", plants.PLANTS["warmup-in-epochs"]._replace(name="late", stage="train"))
+    assert score.print_score(file, ["no-effect", "late"], clean_seeds=0) == 1
+    found = json.loads(file.read_text())
+    assert (found["caught"], found["localised"], found["caught_by_self_check"]) == (1, 0, 0)
+
+
+def test_a_self_check_stage_behind_the_first_failure_still_counts():
+    """The schedule shows it first; the optimizer, which the self-check runs, would have shown it as well."""
+    stages_in_order = list(stages.stages())
+    assert stages_in_order.index("schedule") < stages_in_order.index("optimizer")
+    outcome, = score.outcomes_of(["cosine-full"], small_case("wideresnet", 0))
+    assert (outcome.caught_in, outcome.caught_by_self_check) == ("schedule", True)
+
+
+def test_a_stage_that_fails_on_clean_code_is_a_false_alarm():
+    with plants.planted("supervised-sum"):
+        alarms = score.false_alarms(1)
+    assert {"wideresnet seed 0 stage loss", "resnext seed 0 stage loss"} <= set(alarms)
+    assert not any("augment" in alarm for alarm in alarms)

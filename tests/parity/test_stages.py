@@ -1,0 +1,102 @@
+"""The stages pass on the code as it is, fail on a bug written into the source, and never pass unchecked."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from running import ROOT
+
+from parity import stages
+from parity.case import small_case
+from parity.compare import Row
+
+
+@pytest.mark.parametrize("arch", ["wideresnet", "resnext"])
+def test_all_stages_pass(arch, prove, tmp_path, capsys):
+    html = tmp_path / "report.html"
+    code, found = prove("--stage", "all", "--arch", arch, "--html", str(html))
+    assert code == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == found["verdict"]
+    assert first.startswith("PARITY PASS ")
+    assert {s["stage"] for s in found["stages"]} == set(stages.stages())
+    for stage in found["stages"]:
+        assert stage["verdict"] == "pass"
+        assert stage["first_divergence"] is None
+        assert stage["tensors"] > 0
+        if stage["dtype"] == "float64":
+            assert stage["worst"]["rel"] <= 1e-11
+    page = html.read_text()
+    assert first in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+
+
+def test_float64_is_compared_in_earnest():
+    """An error of 1e-9 in one element of one tensor is far above what the two frameworks differ by."""
+    case, stage = small_case("wideresnet", 3), stages.stages()["forward"]
+    recorded = [(section, dict(tensors)) for section, tensors in stage.reference(case)]
+    assert stages.run_stage(stage, case, recorded).passed
+    logits = recorded[2][1]["fc"]
+    logits[1, 2] += 1e-9 * np.abs(logits).max()
+    result = stages.run_stage(stage, case, recorded)
+    assert result.first_divergence.tensor == "eval activations/fc"
+
+
+# Bugs put in by hand, not through the plants: what someone could really write.
+BY_HAND = {
+    "optimizer": ("fixmatch/optimizer.py", 'NO_DECAY = ("bias", "bn")', 'NO_DECAY = ("bias",)', "optimizer"),
+    "layers": ("fixmatch/models/layers.py", "fresh * count / max(count - 1, 1)", "fresh", "forward"),
+    "trainer": ("fixmatch/step.py", "    state.scheduler.step()\n    state.ema.update()",
+                "    state.ema.update()\n    state.ema.update()\n    state.scheduler.step()", "train"),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_bug_written_into_the_source_is_caught(name, tmp_path):
+    file, right, wrong, stage = BY_HAND[name]
+    for folder in ("fixmatch", "parity", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / file
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
+    command = [sys.executable, tmp_path / "tools/parity.py", "--stage", stage]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("PARITY FAIL ")
+
+
+def test_stages_stand_in_the_order_of_diagnosis():
+    """In the order of the design, whichever of them there are."""
+    order = ["reference", "config", "schedule", "augment", "data", "operators", "forward", "metric", "loss", "backward",
+             "optimizer", "ema", "train", "run", "resume", "convert", "ranks"]
+    names = list(stages.stages())
+    assert names == [name for name in order if name in names]
+    assert set(stages.SELF_CHECK) <= set(names)
+
+
+def test_a_stage_of_rows_is_run_up_to_its_first_failure():
+    """A stage need not compare traces: it may judge by itself, in any dtype."""
+    def rows(case):
+        for i in range(3):
+            yield Row(f"section/{case}{i}", 0.1, 0.1 * i, passed=i != 1)
+
+    stage = stages.Stage("forward", "eval", "float32", rows)
+    whole, short = (stages.run_stage(stage, "x", keep_going=keep_going) for keep_going in (True, False))
+    assert [len(whole.rows), len(short.rows)] == [3, 2]
+    assert whole.first_divergence.tensor == short.first_divergence.tensor == "section/x1"
+    assert (whole.dtype, whole.mode, whole.passed) == ("float32", "eval", False)
+    assert whole.worst.tensor == "section/x2"
+
+
+def test_a_recorded_trace_replaces_the_reference():
+    one = [("section", {"a": np.ones(2)})]
+    stage = stages.compared("forward", "eval", lambda case: one, lambda case: one)
+    assert stages.run_stage(stage, None).passed
+    assert not stages.run_stage(stage, None, [("section", {"a": np.zeros(2)})]).passed
+
+
+def test_nothing_compared_is_no_pass():
+    empty = stages.compared("empty", "-", lambda case: [], lambda case: [])
+    assert not stages.run_stage(empty, None).passed
