@@ -1,0 +1,54 @@
+"""The gates of stage `operators`, and one row out of what both sides computed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from parity.compare import Row
+
+# In float32, and in proportion for other precisions.
+GATE_L2 = 1e-5  # on the norm of the difference over the norm of the truth
+GATE_LARGEST = 1e-4  # on the largest difference over the largest element of the truth
+_FLOAT32_ROUNDOFF = 2.0**-24
+# No tensor of a probe has all its elements below this, unless they are exactly 0 (what a running statistic with a
+# momentum of 1 gains): then rounding is not divided by rounding.
+_FLOOR = 1e-7
+
+
+class Pair(NamedTuple):
+    """One tensor of a probe from both sides."""
+
+    name: str
+    ours: np.ndarray | None  # float32, of the whole batch; None where production made none
+    truth: np.ndarray  # float64; of a tensor with an axis of images the distinct ones
+    of_images: bool
+
+
+def judge(pair: Pair, tensor: str, layer: str, roundoff: float) -> Row:
+    """A row: `relative` is the largest difference over the largest element of the truth, and `passed` needs the L2
+    error, too, to be within its gate. For a failed tensor of images the row keeps the worst image alone."""
+    ours, truth = pair.ours, pair.truth
+    distinct = len(truth) if pair.of_images else 1
+    if ours is None or ours.shape[pair.of_images:] != truth.shape[pair.of_images:]:
+        why = "missing" if ours is None else f"shape {ours.shape}, must be {truth.shape}"
+        return Row(tensor, np.inf, np.inf, False, f"{why} ({layer})", ours, truth)
+    parts = [(ours[k::distinct], truth[k]) for k in range(distinct)] if pair.of_images else [(ours[None], truth)]
+    extremes, squares, norm = [], 0.0, 0.0
+    for part, expected in parts:
+        difference = part - expected.astype(np.float32)
+        extremes += [difference.max(), -difference.min()]
+        squares += float(np.vdot(difference, difference))
+        norm += len(part) * float(np.vdot(expected, expected))
+    absolute = float(np.max(extremes))  # NaN if there is one
+    relative = absolute / max(float(np.abs(truth).max()), _FLOOR)
+    relative_l2 = float(np.sqrt(squares) / max(np.sqrt(norm), _FLOOR * np.sqrt(ours.size)))
+    gate_largest, gate_l2 = (gate * roundoff / _FLOAT32_ROUNDOFF for gate in (GATE_LARGEST, GATE_L2))
+    if relative <= gate_largest and relative_l2 <= gate_l2:
+        return Row(tensor, absolute, relative, True)
+    if pair.of_images:
+        image = int(np.argmax([np.abs(ours[n] - truth[n % distinct]).max() for n in range(len(ours))]))
+        layer, ours, truth = f"{layer}, image {image}", ours[image], truth[image % distinct]
+    if not np.isfinite(absolute):
+        return Row(tensor, np.inf, np.inf, False, f"NaN or infinity ({layer})", ours, truth)
+    why = f"largest {relative:.1e} (gate {gate_largest:g}), L2 {relative_l2:.1e} (gate {gate_l2:g}) ({layer})"
+    return Row(tensor, absolute, relative, False, why, ours, truth)
