@@ -24,6 +24,12 @@ from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.probes import Probe
 
+# What all calls of a network may take in turn, so that ... Multiplications and elements of the largest tensor: in float32
+# at the run's size, and in float64.
+_WORK, _ELEMENTS = 20e9, 40e6
+_SMALL_WORK, _SMALL_ELEMENTS = 4e9, 8e6
+
+
 def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
     """One row for each tensor of each call: the network's calls in its order, of each first the small batches.
 
@@ -42,7 +48,8 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
                 yield Row(f"{call.label}/", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
                 continue
             cheapest = min((c for c in calls if c.algorithm == call.algorithm), key=_cost_of_image) is call
-            for part, (batch, size, distinct) in enumerate(_batches(case, call, cheapest, thorough)):
+            share = (5 if cheapest else 1) * (10 if thorough else 1) / len(calls)
+            for part, (batch, size, distinct) in enumerate(_batches(case, call, share)):
                 rng = np.random.default_rng([case.seed, number, part])
                 probe = Probe(call, batch, size, distinct, case.config.model.bn_momentum, amp, rng)
                 for pair in probe.pairs():
@@ -74,24 +81,18 @@ def _cost_of_image(call: Call) -> tuple[float, float]:
     return pixels * call.work, pixels * max(call.channels, call.outputs)
 
 
-def _batches(case: Case, call: Call, cheapest: bool, thorough: bool) -> Iterator[tuple[int, tuple[int, int], int]]:
-    """(batch, rows and columns, how many distinct images) of each probe of a call."""
-    if call.size == (1, 1):
-        small = [(5, (1, 1)), (33, (1, 1))]
-    else:
-        small = [(5, _small_map(call.work * 5, [(9, 6), (5, 4), (3, 2)])),
-                 (33, _small_map(call.work * 33, [(4, 7), (3, 4), (2, 3)]))]
-    yield from ((batch, size, batch) for batch, size in small)
+def _batches(case: Case, call: Call, share: float) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """(batch, rows and columns, how many distinct images) of each probe of a call, which gets this share of the time."""
     work, elements = _cost_of_image(call)
-    most = min((10 if cheapest else 2) * 1e9 / work, (16 if cheapest and call.kind == "conv2d" else 8 if cheapest else 2) * 1e6 / elements) * (10 if thorough else 1)
-    distinct = min(3e8 / work, 5e5 / elements)
-    batch = max(3, min(batch_size(case), int(most)))
-    yield batch, call.size, min(batch, max(3, int(distinct)))
-
-
-def _small_map(work: float, maps: list[tuple[int, int]]) -> tuple[int, int]:
-    """The largest of these maps, largest first, that keeps one operator under 2e8 multiplications, or the last."""
-    return next((size for size in maps if work * size[0] * size[1] <= 2e8), maps[-1])
+    pixels = call.size[0] * call.size[1]
+    for batch, maps in ((5, [(9, 6), (5, 4), (3, 2)]), (33, [(4, 7), (3, 4), (2, 3)])):
+        at_most = pixels * min(share * _SMALL_WORK / work, share * _SMALL_ELEMENTS / elements) / batch
+        fitting = [size for size in maps if size[0] * size[1] <= at_most]
+        yield batch, (fitting or maps[-1:])[0] if pixels > 1 else (1, 1), batch
+    batch = min(batch_size(case), int(min(share * _WORK / work, share * _ELEMENTS / elements)))
+    distinct = int(min(share * _SMALL_WORK / work, share * _SMALL_ELEMENTS / elements))
+    batch = max(batch, 3)
+    yield batch, call.size, min(batch, max(distinct, 3))
 
 
 def _roundoff(amp: bool) -> float:

@@ -74,9 +74,12 @@ class Probe:
     def _compared(self, ours: dict, expected: dict, suffix: str = "") -> Iterator[Pair]:
         """Pairs in the order of `ours`, whose tensors are read only now, after the backward pass."""
         for name, tensor in ours.items():
-            of_images = name in ("output", "input gradient") or name.startswith("gradient")
-            ours = None if tensor is None else _images_of(tensor) if of_images else tensor.numpy()
-            yield Pair(name + suffix, ours, expected[name], of_images)
+            of_images = name in ("output", "input gradient") or name.startswith("gradient of")
+            array = None if tensor is None else _images_of(tensor) if of_images else tensor.numpy()
+            # In train mode all that a batch norm gives depends on sums over the batch.
+            is_sum = name in ("weight gradient", "bias gradient") or suffix == " in train mode"
+            terms = self.batch * self.size[0] * self.size[1] if is_sum else 1
+            yield Pair(name + suffix, array, expected[name], of_images, terms)
 
     def _conv2d(self) -> Iterator[Pair]:
         call, layer = self.call, self.call.run
@@ -102,28 +105,31 @@ class Probe:
         channels = self.call.channels
         spread = np.exp(self.rng.uniform(np.log(0.02), 0, channels)).astype(np.float32)  # small: epsilon counts
         noise, centre = self._images(channels), spread * self._noise(channels)
-        x, parameters = centre + spread * noise, (self.rng.uniform(0.5, 1.5, channels), 0.3 * self._noise(channels))
-        for tensor, value in zip((self.call.run.weight, self.call.run.bias), parameters, strict=True):
-            tensor.set_value(value.astype(np.float32))
-        weight, bias = (_double(tensor.numpy()) for tensor in (self.call.run.weight, self.call.run.bias))
-        x_exact = _double(x)
+        x = centre + spread * noise
+        weight, bias = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), np.float32(0.3) * self._noise(channels)
+        self.call.run.weight.set_value(weight)
+        self.call.run.bias.set_value(bias)
+        of_batch = truth.batch_statistics(_double(x), self._counts)
         for mode in ("train", "eval"):
-            of_batch = mode == "train"
             # The old running statistics are as large as what one update adds, so that both show.
-            share = (1 - self.momentum) if of_batch else 1.0
+            share = 1 - self.momentum if mode == "train" else 1.0
             old = [(share * value).astype(np.float32)
                    for value in (centre + 0.3 * spread, spread**2 * self.rng.uniform(0.5, 2, channels))]
-            batch_mean, batch_variance, values = truth.batch_statistics(x_exact, self._counts)
-            used = (batch_mean, batch_variance) if of_batch else tuple(map(_double, old))
-            z = truth.normalized(x_exact, *used, weight, bias, BN_EPSILON)
-            grad = self._away_from_kink(np.float32(0.3) + np.float32(0.5) * noise + self._noise(*x.shape), z)
-            expected = truth.batch_norm(x_exact, *used, weight, bias, _double(grad), self._counts, BN_EPSILON,
-                                        self.call.activation, of_batch)
-            expected |= {"batch mean": batch_mean, "batch variance": batch_variance}
-            fresh = (batch_mean, batch_variance * (values / max(values - 1, 1)))
-            expected |= {name: self.momentum * _double(was) + (1 - self.momentum) * new if of_batch else _double(was)
-                         for name, was, new in zip(("running mean", "running variance"), old, fresh, strict=True)}
+            used = of_batch if mode == "train" else [_double(statistic) for statistic in old]
+            norm = truth.BatchNorm(_double(x), *used, _double(weight), _double(bias), BN_EPSILON, self.call.activation)
+            grad = self._away_from_kink(np.float32(0.3) + np.float32(0.5) * noise + self._noise(*x.shape), norm.z)
+            expected = norm.results(_double(grad), self._counts, through_statistics=mode == "train")
+            expected |= self._expected_statistics(of_batch, [_double(statistic) for statistic in old], mode)
             yield from self._compared(self._run_batch_norm(x, old, grad, mode), expected, f" in {mode} mode")
+
+    def _expected_statistics(self, of_batch, old, mode: str) -> dict:
+        """The running variance averages the unbiased batch variance; in eval mode nothing changes."""
+        values = self.batch * self.size[0] * self.size[1]
+        mean, variance = of_batch
+        names, fresh = ("running mean", "running variance"), (mean, variance * (values / max(values - 1, 1)))
+        new = old if mode == "eval" else [self.momentum * was + (1 - self.momentum) * one
+                                          for was, one in zip(old, fresh, strict=True)]
+        return {"batch mean": mean, "batch variance": variance} | dict(zip(names, new, strict=True))
 
     def _run_batch_norm(self, x, old, grad, mode: str) -> dict:
         layer, given = self.call.run, {}

@@ -46,43 +46,46 @@ def _from_groups(x, shape: tuple):
     return x.transpose(1, 0, 2).reshape(shape)
 
 
-def batch_statistics(x, counts) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean [C] and biased variance [C] over the batch, and the number of values a channel."""
-    values = int(counts.sum()) * x.shape[1] * x.shape[2]
+def batch_statistics(x, counts) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [C] and biased variance [C] over the batch."""
+    values = counts.sum() * x.shape[1] * x.shape[2]
     mean = _batch_sum(x, counts) / values
-    return mean, _batch_sum((x - mean) ** 2, counts) / values, values
+    return mean, _batch_sum((x - mean) ** 2, counts) / values
 
 
-def _batch_sum(x, counts):
-    return (counts @ x.sum(axis=(1, 2)))
+def _batch_sum(x, counts) -> np.ndarray:
+    return counts @ x.sum(axis=(1, 2))
 
 
-def normalized(x, mean, variance, weight, bias, epsilon: float):
-    """Batch norm's output before its activation."""
-    return (x - mean) / np.sqrt(variance + epsilon) * weight + bias
+class BatchNorm:
+    """Batch norm with these statistics, then the activation; weight, bias, mean, variance: [C]."""
 
+    def __init__(self, x, mean, variance, weight, bias, epsilon: float, activation):
+        self._scale = 1 / np.sqrt(variance + epsilon)
+        self._unit = (x - mean) * self._scale
+        self._weight, self._activation = weight, activation
+        self.z = self._unit * weight + bias  # what the activation is given
 
-def batch_norm(x, mean, variance, weight, bias, grad, counts, epsilon: float, activation,
-               of_batch: bool) -> dict[str, np.ndarray]:
-    """The activated output and the gradients; `of_batch`: mean and variance are the batch's, and x's gradient goes
-    through them."""
-    values = int(counts.sum()) * x.shape[1] * x.shape[2]
-    output, slope = activate(normalized(x, mean, variance, weight, bias, epsilon), activation)
-    grad = grad * slope
-    unit = (x - mean) / np.sqrt(variance + epsilon)
-    weight_grad, bias_grad = _batch_sum(grad * unit, counts), _batch_sum(grad, counts)
-    through = grad - (bias_grad + unit * weight_grad) / values if of_batch else grad
-    return {"output": output, "input gradient": through * weight / np.sqrt(variance + epsilon),
-            "weight gradient": weight_grad, "bias gradient": bias_grad}
+    def results(self, grad, counts, through_statistics: bool) -> dict[str, np.ndarray]:
+        """The output and the gradients; `through_statistics`: mean and variance are the batch's and depend on x."""
+        output, derivative = activate(self.z, self._activation)
+        grad = grad * derivative
+        weight_grad, bias_grad = _batch_sum(grad * self._unit, counts), _batch_sum(grad, counts)
+        x_grad = grad
+        if through_statistics:
+            x_grad = grad - (bias_grad + self._unit * weight_grad) / (counts.sum() * grad.shape[1] * grad.shape[2])
+        return {"output": output, "input gradient": x_grad * (self._weight * self._scale),
+                "weight gradient": weight_grad, "bias gradient": bias_grad}
 
 
 def activate(z, activation) -> tuple[np.ndarray, np.ndarray | float]:
     """The activation, None, "mish" or ("leaky_relu", slope), and its derivative."""
     if activation is None:
         return z, 1.0
-    if activation == "mish":  # z * tanh(softplus(z)), Misra 2019
-        squashed = np.tanh(np.logaddexp(0.0, z))
-        return z * squashed, squashed + z * (1 - squashed**2) / (1 + np.exp(-z))
+    if activation == "mish":  # z * tanh(softplus(z)) (Misra 2019), with tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2)
+        e = np.exp(np.minimum(z, 40.0))
+        squashed = e * (e + 2) / (e * (e + 2) + 2)
+        return z * squashed, squashed + z * (1 - squashed**2) * (e / (1 + e))
     _, slope = activation
     derivative = np.where(z > 0, 1.0, slope)
     return z * derivative, derivative
