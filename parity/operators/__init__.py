@@ -5,8 +5,8 @@ Files: calls.py finds the calls, probes.py runs one on both sides, truth.py is t
 and `rows` here chooses the batches.
 
 Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
-map and batch. There the batch repeats three images, and is cut where the call would take too long; the cheapest call of
-each kind of algorithm is cut last.
+map and batch. There the batch repeats a few images, and is cut where the call would take too long; so is the map of a call of
+which two images would. The cheapest call of each algorithm keeps its map, and its batch longest.
 """
 
 import contextlib
@@ -24,10 +24,13 @@ from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.probes import Probe
 
-# What all calls of a network may take in turn, so that ... Multiplications and elements of the largest tensor: in float32
-# at the run's size, and in float64.
-_WORK, _ELEMENTS = 20e9, 40e6
-_SMALL_WORK, _SMALL_ELEMENTS = 4e9, 8e6
+# What the probes of all calls together may cost, by default: multiplications of one operator and elements of its largest
+# tensor, in float32 on the run's maps and in float64.
+_WORK, _ELEMENTS = 12e9, 40e6
+_EXACT_WORK, _EXACT_ELEMENTS = 4e9, 8e6
+_CHEAPEST = 8  # times the share of the others, for the cheapest call of each algorithm
+_THOROUGH = 10
+_SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))  # batch, and maps of which the first cheap one
 
 
 def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
@@ -48,10 +51,11 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
                 yield Row(f"{call.label}/", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
                 continue
             cheapest = min((c for c in calls if c.algorithm == call.algorithm), key=_cost_of_image) is call
-            share = (5 if cheapest else 1) * (10 if thorough else 1) / len(calls)
-            for part, (batch, size, distinct) in enumerate(_batches(case, call, share)):
+            share = (_THOROUGH if thorough else 1) / len(calls)
+            for part, (batch, size, distinct) in enumerate(_batches(case, call, share, _CHEAPEST if cheapest else 1)):
+                modes = ("train", "eval") if thorough or part < len(_SMALL) else ("train",)
                 rng = np.random.default_rng([case.seed, number, part])
-                probe = Probe(call, batch, size, distinct, case.config.model.bn_momentum, amp, rng)
+                probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
                 for pair in probe.pairs():
                     yield judge(pair, f"{probe.name}/{pair.name}", call.layer, _roundoff(amp))
 
@@ -81,18 +85,20 @@ def _cost_of_image(call: Call) -> tuple[float, float]:
     return pixels * call.work, pixels * max(call.channels, call.outputs)
 
 
-def _batches(case: Case, call: Call, share: float) -> Iterator[tuple[int, tuple[int, int], int]]:
-    """(batch, rows and columns, how many distinct images) of each probe of a call, which gets this share of the time."""
+def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """(batch, rows and columns, how many distinct images) of each probe of a call, for this share of the cost."""
     work, elements = _cost_of_image(call)
+    exact = share * min(_EXACT_WORK / work, _EXACT_ELEMENTS / elements)  # images of the run
     pixels = call.size[0] * call.size[1]
-    for batch, maps in ((5, [(9, 6), (5, 4), (3, 2)]), (33, [(4, 7), (3, 4), (2, 3)])):
-        at_most = pixels * min(share * _SMALL_WORK / work, share * _SMALL_ELEMENTS / elements) / batch
-        fitting = [size for size in maps if size[0] * size[1] <= at_most]
-        yield batch, (fitting or maps[-1:])[0] if pixels > 1 else (1, 1), batch
-    batch = min(batch_size(case), int(min(share * _WORK / work, share * _ELEMENTS / elements)))
-    distinct = int(min(share * _SMALL_WORK / work, share * _SMALL_ELEMENTS / elements))
-    batch = max(batch, 3)
-    yield batch, call.size, min(batch, max(distinct, 3))
+    for batch, maps in _SMALL:
+        cheap = [size for size in maps if batch * size[0] * size[1] <= exact * pixels]
+        yield batch, (cheap or maps[-1:])[0] if pixels > 1 else (1, 1), batch
+    rows, columns = call.size
+    if favour == 1 and exact < 2:  # two images of so many rows take the share
+        rows = min(rows, max(4, int(rows * exact / 2)))
+    at_most = favour * share * min(_WORK / work, _ELEMENTS / elements) * call.size[0] / rows
+    batch = min(batch_size(case), max(3, int(at_most)))
+    yield batch, (rows, columns), min(batch, max(2, int(exact)))
 
 
 def _roundoff(amp: bool) -> float:

@@ -32,6 +32,7 @@ class Probe:
     batch: int
     size: tuple[int, int]
     distinct: int
+    modes: tuple[str, ...]  # of train and eval
     momentum: float  # of batch norm's running statistics: share of the old value
     amp: bool
     rng: np.random.Generator
@@ -47,7 +48,8 @@ class Probe:
         yield from run()
 
     def _noise(self, *shape, mean: float = 0.0) -> np.ndarray:
-        return self.rng.standard_normal(shape, dtype=np.float32) + np.float32(mean)
+        """Uniform, of variance 1: four times faster to draw than normal numbers."""
+        return (self.rng.random(shape, dtype=np.float32) - np.float32(0.5)) * np.float32(np.sqrt(12)) + np.float32(mean)
 
     def _images(self, channels: int, mean: float = 0.0) -> np.ndarray:
         return self._noise(self.distinct, *self.size, channels, mean=mean)
@@ -87,17 +89,16 @@ class Probe:
         weight /= np.float32(np.sqrt(weight[0].size))
         layer.weight.set_value(weight)
         leaf = self._leaf(x)
-        if self.batch == self.distinct:
-            layer.eval()
-            with paddle.no_grad():
-                in_eval_mode = self._forward(leaf)
+        layer.eval()
+        with paddle.no_grad():
+            in_eval_mode = self._forward(leaf) if "eval" in self.modes else None
         layer.train()
         output = self._forward(leaf)
         size = tuple((side - 1) // call.stride + 1 for side in self.size)
         grad = self._noise(self.distinct, *size, call.outputs, mean=0.5)
         expected = truth.conv2d(_double(x), _double(weight), _double(grad), self._counts, call.stride, call.groups)
         output.backward(self._tensor(grad).astype(output.dtype))
-        if self.batch == self.distinct:
+        if in_eval_mode is not None:
             yield from self._compared({"output": in_eval_mode}, expected, " in eval mode")
         yield from self._compared(_with_gradients(output, leaf, layer), expected)
 
@@ -110,7 +111,7 @@ class Probe:
         self.call.run.weight.set_value(weight)
         self.call.run.bias.set_value(bias)
         of_batch = truth.batch_statistics(_double(x), self._counts)
-        for mode in ("train", "eval"):
+        for mode in self.modes:
             # The old running statistics are as large as what one update adds, so that both show.
             share = 1 - self.momentum if mode == "train" else 1.0
             old = [(share * value).astype(np.float32)

@@ -22,19 +22,19 @@ def conv2d(x, weight, grad, counts, stride: int, groups: int) -> dict[str, np.nd
     by_group = np.zeros((groups, n * rows * columns, o // groups))
     grad_by_group = _by_group(grad, groups)
     weighted_grad = _by_group(grad * counts[:, None, None, None], groups)
-    weight_by_group = weight.reshape(groups, o // groups, i_per_group, k, k)
-    weight_grad = np.zeros_like(weight_by_group)
+    by_tap = np.ascontiguousarray(weight.reshape(groups, o // groups, i_per_group, k, k).transpose(3, 4, 0, 1, 2))
+    grad_by_tap = np.empty_like(by_tap)
     for ky in range(k):
         for kx in range(k):
             window = (slice(None), slice(ky, ky + stride * (rows - 1) + 1, stride),
                       slice(kx, kx + stride * (columns - 1) + 1, stride))
-            seen, tap = _by_group(padded[window], groups), np.ascontiguousarray(weight_by_group[..., ky, kx])
-            by_group += seen @ tap.transpose(0, 2, 1)
-            weight_grad[..., ky, kx] = weighted_grad.transpose(0, 2, 1) @ seen
-            padded_grad[window] += _from_groups(grad_by_group @ tap, (n, rows, columns, i))
+            seen = _by_group(padded[window], groups)
+            by_group += seen @ by_tap[ky, kx].transpose(0, 2, 1)
+            np.matmul(weighted_grad.transpose(0, 2, 1), seen, out=grad_by_tap[ky, kx])
+            padded_grad[window] += _from_groups(grad_by_group @ by_tap[ky, kx], (n, rows, columns, i))
     return {"output": _from_groups(by_group, (n, rows, columns, o)),
             "input gradient": padded_grad[:, pad:pad + h, pad:pad + w],
-            "weight gradient": weight_grad.reshape(weight.shape)}
+            "weight gradient": grad_by_tap.transpose(2, 3, 4, 0, 1).reshape(weight.shape)}
 
 
 def _by_group(x, groups: int):
