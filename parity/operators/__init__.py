@@ -56,8 +56,17 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
                 modes = ("train", "eval") if thorough or part < len(_SMALL) else ("train",)
                 rng = np.random.default_rng([case.seed, number, part])
                 probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
-                for pair in probe.pairs():
-                    yield judge(pair, f"{probe.name}/{pair.name}", call.layer, _roundoff(amp))
+                yield from _judged(probe, _roundoff(amp))
+
+
+def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
+    """Rows of one probe; an operator that raises is a row that failed."""
+    try:
+        for pair in probe.pairs():
+            yield judge(pair, f"{probe.name}/{pair.name}", probe.call.layer, roundoff)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({probe.call.layer})"
+        yield Row(f"{probe.name}/", np.inf, np.inf, False, why)
 
 
 @contextlib.contextmanager
@@ -80,9 +89,9 @@ def _as_the_run(case: Case, threads: int | None) -> Iterator[bool]:
 
 
 def _cost_of_image(call: Call) -> tuple[float, float]:
-    """Multiplications and elements of one image of the run."""
+    """Multiplications and elements of one image of the run; a sum has two inputs."""
     pixels = call.size[0] * call.size[1]
-    return pixels * call.work, pixels * max(call.channels, call.outputs)
+    return pixels * call.work, pixels * max(call.channels, call.outputs) * (1 + (call.kind == "add"))
 
 
 def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:

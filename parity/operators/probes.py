@@ -64,24 +64,41 @@ class Probe:
         return batch if images.ndim == 2 or layers.on_kernels(batch) else batch.transpose([0, 3, 1, 2]).contiguous()
 
     def _leaf(self, images: np.ndarray):
-        """An input of which the gradient is wanted, unless the network wants none."""
+        """An input of which the gradient is wanted; or, where the network wants none, what it makes of its images."""
+        if not self.call.input_gradient:
+            batch = images[np.arange(self.batch) % self.distinct]
+            return layers.to_kernel_layout(paddle.to_tensor(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))))
         tensor = self._tensor(images)
-        tensor.stop_gradient = not self.call.input_gradient
+        tensor.stop_gradient = False
         return tensor
+
+    def _backward(self, output, grad: np.ndarray) -> None:
+        """Raises ValueError where the output has not the shape that it must have."""
+        grad = self._tensor(grad).astype(output.dtype)
+        if output.shape != grad.shape:
+            raise ValueError(f"output of shape {output.shape}, must be {grad.shape}")
+        output.backward(grad)
 
     def _forward(self, *inputs):
         with paddle.amp.auto_cast(enable=self.amp):
             return self.call.run(*inputs)
 
-    def _compared(self, ours: dict, expected: dict, suffix: str = "") -> Iterator[Pair]:
-        """Pairs in the order of `ours`, whose tensors are read only now, after the backward pass."""
+    def _compared(self, ours: dict, expected: dict, suffix: str = "", units: dict | None = None) -> Iterator[Pair]:
+        """Pairs in the order of `ours`, whose tensors are read only now, after the backward pass.
+
+        units: [C] by which a tensor is divided on both sides, so that a channel of small values counts as the others.
+        """
         for name, tensor in ours.items():
             of_images = name in ("output", "input gradient") or name.startswith("gradient of")
             array = None if tensor is None else _images_of(tensor) if of_images else tensor.numpy()
             # In train mode all that a batch norm gives depends on sums over the batch.
             is_sum = name in ("weight gradient", "bias gradient") or suffix == " in train mode"
             terms = self.batch * self.size[0] * self.size[1] if is_sum else 1
-            yield Pair(name + suffix, array, expected[name], of_images, terms)
+            unit = (units or {}).get(name)
+            if unit is None or array is None:
+                yield Pair(name + suffix, array, expected[name], of_images, terms)
+            else:
+                yield Pair(name + suffix, array / unit, expected[name] / unit, of_images, terms)
 
     def _conv2d(self) -> Iterator[Pair]:
         call, layer = self.call, self.call.run
@@ -97,7 +114,7 @@ class Probe:
         size = tuple((side - 1) // call.stride + 1 for side in self.size)
         grad = self._noise(self.distinct, *size, call.outputs, mean=0.5)
         expected = truth.conv2d(_double(x), _double(weight), _double(grad), self._counts, call.stride, call.groups)
-        output.backward(self._tensor(grad).astype(output.dtype))
+        self._backward(output, grad)
         if in_eval_mode is not None:
             yield from self._compared({"output": in_eval_mode}, expected, " in eval mode")
         yield from self._compared(_with_gradients(output, leaf, layer), expected)
@@ -121,7 +138,10 @@ class Probe:
             grad = self._away_from_kink(np.float32(0.3) + np.float32(0.5) * noise + self._noise(*x.shape), norm.z)
             expected = norm.results(_double(grad), self._counts, through_statistics=mode == "train")
             expected |= self._expected_statistics(of_batch, [_double(statistic) for statistic in old], mode)
-            yield from self._compared(self._run_batch_norm(x, old, grad, mode), expected, f" in {mode} mode")
+            share = share or 1.0
+            units = {"batch mean": spread, "running mean": share * spread, "batch variance": spread**2,
+                     "running variance": share * spread**2, "input gradient": 1 / spread}
+            yield from self._compared(self._run_batch_norm(x, old, grad, mode), expected, f" in {mode} mode", units)
 
     def _expected_statistics(self, of_batch, old, mode: str) -> dict:
         """The running variance averages the unbiased batch variance; in eval mode nothing changes."""
@@ -149,7 +169,7 @@ class Probe:
             output = self._forward(leaf)
         finally:
             del layer._update_running_statistics
-        output.backward(self._tensor(grad).astype(output.dtype))
+        self._backward(output, grad)
         found = _with_gradients(output, leaf, layer)
         statistics = given | {"running mean": layer._mean, "running variance": layer._variance}
         return {"output": found.pop("output"), **statistics, **found}
@@ -173,7 +193,7 @@ class Probe:
         x, grad = self._images(self.call.channels, 0.5), self._noise(self.distinct, self.call.channels)
         leaf = self._leaf(x)
         output = self._forward(leaf)
-        output.backward(self._tensor(grad).astype(output.dtype))
+        self._backward(output, grad)
         yield from self._compared({"output": output, "input gradient": leaf.grad},
                                   truth.average_pool(_double(x), _double(grad)))
 
@@ -185,7 +205,7 @@ class Probe:
         layer.bias.set_value(bias)
         leaf = self._leaf(x)
         output = self._forward(leaf)
-        output.backward(self._tensor(grad).astype(output.dtype))
+        self._backward(output, grad)
         yield from self._compared(_with_gradients(output, leaf, layer),
                                   truth.linear(_double(x), _double(weight), _double(bias), _double(grad), self._counts))
 
