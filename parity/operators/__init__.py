@@ -1,12 +1,12 @@
 """Stage `operators`: every distinct layer call of the network, in the precision, on the device, with the number of
 threads and through the code that will train, against float64.
 
-Files: calls.py finds the calls, probes.py runs one on both sides, truth.py is the float64 side, judge.py holds the gates,
-and `rows` here chooses the batches.
+Files: calls.py finds the calls, probes.py runs one on both sides, truth.py is the float64 side, judge.py holds the
+gates, and `rows` here chooses the batches.
 
 Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
-map and batch. There the batch repeats a few images, and is cut where the call would take too long; so is the map of a call of
-which two images would. The cheapest call of each algorithm keeps its map, and its batch longest.
+map and batch. There the batch repeats a few images, and is cut where the call would take too long, and so is the map
+where two images would. The cheapest call of each algorithm keeps its map, and its batch longest.
 """
 
 import contextlib
@@ -24,13 +24,14 @@ from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.probes import Probe
 
-# What the probes of all calls together may cost, by default: multiplications of one operator and elements of its largest
-# tensor, in float32 on the run's maps and in float64.
+# What the probes of all calls together may cost, unless thorough: multiplications of one operator, and elements of its
+# largest tensor, in float32 on the run's maps and in float64.
 _WORK, _ELEMENTS = 12e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 4e9, 8e6
 _CHEAPEST = 8  # times the share of the others, for the cheapest call of each algorithm
 _THOROUGH = 10
-_SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))  # batch, and maps of which the first cheap one
+# Batches, and their maps, of which the first is taken that is cheap enough.
+_SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
 
 
 def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
         calls = distinct_calls(case)
         for number, call in enumerate(calls):
             if call.kind == "unknown":
-                yield Row(f"{call.label}/", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
+                yield Row(f"{call.label}/call", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
                 continue
             cheapest = min((c for c in calls if c.algorithm == call.algorithm), key=_cost_of_image) is call
             share = (_THOROUGH if thorough else 1) / len(calls)
@@ -66,7 +67,7 @@ def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
             yield judge(pair, f"{probe.name}/{pair.name}", probe.call.layer, roundoff)
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({probe.call.layer})"
-        yield Row(f"{probe.name}/", np.inf, np.inf, False, why)
+        yield Row(f"{probe.name}/call", np.inf, np.inf, False, why)
 
 
 @contextlib.contextmanager

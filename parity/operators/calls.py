@@ -88,10 +88,11 @@ def _without_initial_values() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(model, note: Callable[[Call], None]) -> Iterator[None]:
-    """Has `note` called for each call of a leaf layer, and of the functions of models/layers.py that networks import."""
+    """Calls `note` for each call of a leaf layer, and of the functions of models/layers.py that networks import."""
     module = sys.modules[type(model).__module__]
-    hooks = [layer.register_forward_pre_hook(functools.partial(_note_layer, note, name))
-             for name, layer in model.named_sublayers() if not layer.sublayers() and not isinstance(layer, nn.Sequential)]
+    leaves = [(name, layer) for name, layer in model.named_sublayers()
+              if not layer.sublayers() and not isinstance(layer, nn.Sequential)]
+    hooks = [layer.register_forward_pre_hook(functools.partial(_note_layer, note, name)) for name, layer in leaves]
     functions = {"to_kernel_layout": _layout, "add": _add, "global_average_pool": _pool}
     production = {name: getattr(module, name) for name in functions}
     for name, describe in functions.items():
@@ -121,8 +122,9 @@ def _note_layer(note, name: str, layer, inputs):
 def _size_and_channels(x) -> tuple[tuple[int, int], int]:
     if x.ndim == 2:
         return (1, 1), x.shape[1]
-    n, *chw = x.shape
-    return (tuple(chw[:2]), chw[2]) if layers.on_kernels(x) else (tuple(chw[1:]), chw[0])
+    if layers.on_kernels(x):
+        return tuple(x.shape[1:3]), x.shape[3]
+    return tuple(x.shape[2:]), x.shape[1]
 
 
 def _call(kind: str, label: str, x, run, **more) -> Call:
