@@ -1,8 +1,8 @@
 """Stage `operators`: every distinct layer call of the network, in the precision, on the device, with the number of
 threads and through the code that will train, against float64.
 
-Files: calls.py finds the calls, probes.py runs one on both sides, truth.py is the float64 side, judge.py holds the
-gates, and `rows` here chooses the batches.
+Files: calls.py finds the calls; probe.py and kinds.py run one on both sides, truth.py being the float64 one; judge.py
+holds the gates; `rows` here chooses the batches.
 
 Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
 map and batch. There the batch repeats a few images, and is cut where the call would take too long, and so is the map
@@ -22,7 +22,8 @@ from parity.case import Case
 from parity.compare import Row
 from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
-from parity.operators.probes import Probe
+from parity.operators.kinds import pairs
+from parity.operators.probe import Probe
 
 # What the probes of all calls together may cost, unless thorough: multiplications of one operator, and elements of its
 # largest tensor, in float32 on the run's maps and in float64.
@@ -63,7 +64,7 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
 def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
     """Rows of one probe; an operator that raises is a row that failed."""
     try:
-        for pair in probe.pairs():
+        for pair in pairs(probe):
             yield judge(pair, f"{probe.name}/{pair.name}", probe.call.layer, roundoff)
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({probe.call.layer})"
