@@ -28,9 +28,9 @@ from parity.operators.probe import Probe
 # What the probes of all calls together may cost, unless thorough: multiplications of one operator, and elements of its
 # largest tensor, in float32 on the run's maps and in float64.
 _WORK, _ELEMENTS = 12e9, 40e6
-_EXACT_WORK, _EXACT_ELEMENTS = 4e9, 8e6
+_EXACT_WORK, _EXACT_ELEMENTS = 3e9, 8e6
 _CHEAPEST = 8  # times the share of the others, for the cheapest call of each algorithm
-_THOROUGH = 10
+_THOROUGH = 4
 # Batches, and their maps, of which the first is taken that is cheap enough.
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
 
@@ -93,7 +93,8 @@ def _as_the_run(case: Case, threads: int | None) -> Iterator[bool]:
 def _cost_of_image(call: Call) -> tuple[float, float]:
     """Multiplications and elements of one image of the run; a sum has two inputs."""
     pixels = call.size[0] * call.size[1]
-    return pixels * call.work, pixels * max(call.channels, call.outputs) * (1 + (call.kind == "add"))
+    elements = max(call.channels, call.outputs / call.stride**2) * (2 if call.kind == "add" else 1)
+    return pixels * call.work, pixels * elements
 
 
 def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:
