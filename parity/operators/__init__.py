@@ -1,0 +1,119 @@
+"""Stage `operators`: every distinct layer call of the network, in the precision, on the device, with the number of
+threads and through the code that will train, against float64.
+
+Files: calls.py finds the calls; probe.py and kinds.py run one on both sides, truth.py being the float64 one; judge.py
+holds the gates; `rows` here chooses the batches.
+
+Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
+map and batch. There the batch repeats a few images, and is cut where the call would take too long, and so is the map
+where two images would. The cheapest call of each algorithm keeps its map, and its batch longest.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import paddle
+
+from fixmatch import kernels, runtime
+from fixmatch.kernels import openmp
+from fixmatch.models import layers
+from parity.case import Case
+from parity.compare import Row
+from parity.operators.calls import Call, batch_size, distinct_calls
+from parity.operators.judge import judge
+from parity.operators.kinds import pairs
+from parity.operators.probe import Probe
+
+# What the probes of all calls together may cost, unless thorough: multiplications of one operator, and elements of its
+# largest tensor, in float32 on the run's maps and in float64.
+_WORK, _ELEMENTS = 12e9, 40e6
+_EXACT_WORK, _EXACT_ELEMENTS = 3e9, 8e6
+_CHEAPEST = 8  # times the share of the others, for the cheapest call of each algorithm
+_THOROUGH = 4
+# Batches, and their maps, of which the first is taken that is cheap enough.
+_SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
+
+
+def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
+    """One row for each tensor of each call: the network's calls in its order, of each first the small batches.
+
+    A row's `relative` is its largest error over the largest element of the truth; it passes if that and the relative L2
+    error are within their gates, and its `why` gives both where not.
+
+    Args:
+        case: whose config, num_classes and seed are used; the sizes are the run's, not the case's.
+        thorough: cut the batches of the run's maps less.
+        threads: of the kernels and Paddle's operators; None: as many as a run that is started here would use.
+    """
+    with _as_the_run(case, threads) as amp:
+        calls = distinct_calls(case)
+        for number, call in enumerate(calls):
+            if call.kind == "unknown":
+                yield Row(f"{call.label}/call", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
+                continue
+            cheapest = min((c for c in calls if c.algorithm == call.algorithm), key=_cost_of_image) is call
+            share = (_THOROUGH if thorough else 1) / len(calls)
+            for part, (batch, size, distinct) in enumerate(_batches(case, call, share, _CHEAPEST if cheapest else 1)):
+                modes = ("train", "eval") if thorough or part < len(_SMALL) else ("train",)
+                rng = np.random.default_rng([case.seed, number, part])
+                probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
+                yield from _judged(probe, _roundoff(amp))
+
+
+def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
+    """Rows of one probe; an operator that raises is a row that failed."""
+    try:
+        for pair in pairs(probe):
+            yield judge(pair, f"{probe.name}/{pair.name}", probe.call.layer, roundoff)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({probe.call.layer})"
+        yield Row(f"{probe.name}/call", np.inf, np.inf, False, why)
+
+
+@contextlib.contextmanager
+def _as_the_run(case: Case, threads: int | None) -> Iterator[bool]:
+    """Device, kernels and threads as in the run, for a while. Yields whether mixed precision is used."""
+    device, setting = paddle.device.get_device(), layers._cpu_kernels
+    name = runtime.select_device(case.config.runtime.device)
+    layers.set_cpu_kernels(case.config.runtime.cpu_kernels)
+    obeys = name == "cpu" and kernels.status()[0]
+    before = openmp.num_threads() if obeys else None
+    if obeys:
+        kernels.set_num_threads(threads or openmp.default_threads())
+    try:
+        yield case.config.train.amp and name.startswith("gpu")
+    finally:
+        if obeys:
+            kernels.set_num_threads(before)
+        layers.set_cpu_kernels(setting)
+        paddle.device.set_device(device)
+
+
+def _cost_of_image(call: Call) -> tuple[float, float]:
+    """Multiplications and elements of one image of the run; a sum has two inputs."""
+    pixels = call.size[0] * call.size[1]
+    elements = max(call.channels, call.outputs / call.stride**2) * (2 if call.kind == "add" else 1)
+    return pixels * call.work, pixels * elements
+
+
+def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """(batch, rows and columns, how many distinct images) of each probe of a call, for this share of the cost."""
+    work, elements = _cost_of_image(call)
+    exact = share * min(_EXACT_WORK / work, _EXACT_ELEMENTS / elements)  # images of the run
+    pixels = call.size[0] * call.size[1]
+    for batch, maps in _SMALL:
+        cheap = [size for size in maps if batch * size[0] * size[1] <= exact * pixels]
+        yield batch, (cheap or maps[-1:])[0] if pixels > 1 else (1, 1), batch
+    rows, columns = call.size
+    if favour == 1 and exact < 2:  # two images of so many rows take the share
+        rows = min(rows, max(4, int(rows * exact / 2)))
+    at_most = favour * share * min(_WORK / work, _ELEMENTS / elements) * call.size[0] / rows
+    batch = min(batch_size(case), max(3, int(at_most)))
+    yield batch, (rows, columns), min(batch, max(2, int(exact)))
+
+
+def _roundoff(amp: bool) -> float:
+    """Of one operation in the run: float16 has 11 bits, as have the products of float32 numbers in TF32."""
+    tf32 = paddle.device.get_device().startswith("gpu") and paddle.base.core.get_cudnn_switch()
+    return 2**-11 if amp or tf32 else 2**-24

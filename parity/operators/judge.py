@@ -1,0 +1,68 @@
+"""The gates of stage `operators`, and one row out of what both sides computed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from parity.compare import Row
+
+# On the L2 norm of the difference over that of the truth, in units of the precision's roundoff (float32: 6e-8). A sum
+# of n terms that are added one after the other, as oneDNN's batch norm adds them, is off by about sqrt(n) roundoffs.
+# The rounding measured over 20 clean seeds on two networks stays ten times below.
+_GATE = 170.0  # 1e-5
+_GATE_OF_SUM = 10.0  # times sqrt(n)
+_LARGEST = 10.0  # the gate on the largest difference over the largest element of the truth is so many times wider
+# No tensor of a probe has all its elements below this, unless they are exactly 0 (what a running statistic with a
+# momentum of 1 gains): then rounding is not divided by rounding.
+_FLOOR = 1e-7
+
+
+class Pair(NamedTuple):
+    """One tensor of a probe from both sides."""
+
+    name: str
+    ours: np.ndarray | None  # float32, of the whole batch; None where production made none
+    truth: np.ndarray  # float64; of a tensor with an axis of images the distinct ones
+    of_images: bool
+    terms: int  # of the sum over the batch that an element is, or depends on; 1: there is none
+
+
+def judge(pair: Pair, tensor: str, layer: str, roundoff: float) -> Row:
+    """A row: `relative` is the largest difference over the largest element of the truth, and `passed` needs the L2
+    error, too, to be within its gate. For a failed tensor of images the row keeps the worst image alone."""
+    ours, truth = pair.ours, pair.truth
+    if ours is None or ours.shape[pair.of_images:] != truth.shape[pair.of_images:]:
+        why = "missing" if ours is None else f"shape {ours.shape}, must be {truth.shape}"
+        return Row(tensor, np.inf, np.inf, False, f"{why} ({layer})", ours, truth)
+    absolute, relative, relative_l2 = errors(pair)
+    gate, gate_l2 = gates(pair.terms, roundoff)
+    if relative <= gate and relative_l2 <= gate_l2:
+        return Row(tensor, absolute, relative, True)
+    if pair.of_images:
+        image = int(np.argmax([np.abs(ours[n] - truth[n % len(truth)]).max() for n in range(len(ours))]))
+        layer, ours, truth = f"{layer}, image {image}", ours[image], truth[image % len(truth)]
+    if not np.isfinite(absolute):
+        return Row(tensor, np.inf, np.inf, False, f"NaN or infinity ({layer})", ours, truth)
+    why = f"largest {relative:.1e} (gate {gate:.0e}), L2 {relative_l2:.1e} (gate {gate_l2:.0e}) ({layer})"
+    return Row(tensor, absolute, relative, False, why, ours, truth)
+
+
+def errors(pair: Pair) -> tuple[float, float, float]:
+    """The largest difference, this over the largest element of the truth, and the relative L2 error. NaN where ours
+    has one."""
+    ours, truth = (pair.ours, pair.truth) if pair.of_images else (pair.ours[None], pair.truth[None])
+    extremes, squares, squares_of_truth = [], 0.0, 0.0
+    for k, expected in enumerate(truth):
+        difference = ours[k::len(truth)] - expected.astype(np.float32)
+        extremes += [difference.max(), -difference.min()]
+        squares += float(np.vdot(difference, difference))
+        squares_of_truth += len(difference) * float(np.vdot(expected, expected))
+    absolute = float(np.max(extremes))
+    return (absolute, absolute / max(float(np.abs(truth).max()), _FLOOR),
+            float(np.sqrt(squares) / max(np.sqrt(squares_of_truth), _FLOOR * np.sqrt(ours.size))))
+
+
+def gates(terms: int, roundoff: float) -> tuple[float, float]:
+    """On the largest difference and on the L2 error, both relative, where an element depends on a sum of `terms`."""
+    gate_l2 = roundoff * max(_GATE, _GATE_OF_SUM * np.sqrt(terms))
+    return _LARGEST * gate_l2, gate_l2
