@@ -8,11 +8,26 @@ import contextlib
 from collections.abc import Iterator
 
 from fixmatch.data.augment import randaugment
-from parity.plants import batch, data, ema, evaluation, loss, model, optimizer
+from parity.plants import (
+    batch,
+    batches,
+    data,
+    ema,
+    evaluation,
+    kernels,
+    loop,
+    loss,
+    model,
+    optimizer,
+    recipes,
+    reference,
+    resume,
+)
 from parity.plants.plant import Plant
 
 _KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "ema": ema, "evaluation": evaluation,
-          "data": data}
+          "data": data, "batches": batches, "kernels": kernels, "loop": loop, "resume": resume, "recipes": recipes,
+          "reference": reference}
 
 PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
                             for kind, module in _KINDS.items() for plant in module.PLANTS}

@@ -62,7 +62,11 @@ def _at_most(box: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate([box[:, :2], np.minimum(box[:, 2:], box[:, :2] + side)], axis=1)
 
 
-def _black_cutout(patch: Patch) -> None:
+def exclusive_cutout(patch: Patch) -> None:
+    _cutout_box(patch, partial(_at_most, side=16))
+
+
+def black_cutout(patch: Patch) -> None:
     apply = randaugment.apply
 
     def changed(images, plan):
@@ -105,10 +109,9 @@ PLANTS = [
     Plant("magnitude-up-to-10", "augment", "v drawn from 1..10", partial(_draw, change=_magnitudes_up_to_10)),
     Plant("always-applied", "augment", "no probability of 1/2 for each operation", partial(_draw, change=_all_applied)),
     Plant("cutout-side", "augment", "half the side", partial(_cutout_box, change=partial(_at_most, side=8))),
-    Plant("cutout-exclusive", "augment", "the far edge of the box left out",
-          partial(_cutout_box, change=partial(_at_most, side=16))),
+    Plant("cutout-exclusive", "augment", "the far edge of the box left out", exclusive_cutout),
     Plant("cutout-missing", "augment", "no Cutout", partial(_cutout_box, change=np.zeros_like)),
-    Plant("cutout-colour", "augment", "black instead of grey", _black_cutout),
+    Plant("cutout-colour", "augment", "black instead of grey", black_cutout),
     Plant("translate-range", "augment", "translations of up to 9 / 10 more",
           partial(_magnitude_of, operations=("Translate",), change=lambda v: v + 3)),
     Plant("rotate-range", "augment", "one magnitude more of rotation",

@@ -14,3 +14,5 @@ class Plant(NamedTuple):
     what: str
     put_in: Callable[[Patch], None]
     kind: str = ""  # the part of the trainer that it is in: the file of this package that holds it
+    arch: str = "wideresnet"  # the network on which it shows
+    cpu_kernels: str = "auto"  # and the setting of runtime.cpu_kernels

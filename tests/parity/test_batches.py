@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fixmatch.cli import choose_split, load_data
-from fixmatch.config import Config, from_settings
+from fixmatch.config import Config, from_dict
 from fixmatch.data.augment import views
 from fixmatch.data.dataset import Dataset
 from fixmatch.data.loader import Loader
 from fixmatch.data.split import Split
+from fixmatch.inputs import choose_split, read_data
 from parity import batches, plants
 from parity.batches import draws, order, probes, settings, watch
 from parity.case import Case
-from parity.plants_batches import PLANTS
 
+PLANTS = {name: bug for name, bug in plants.PLANTS.items() if bug.kind == "batches"}
 RECIPES = ("reference", "google", "torchssl", "ctaugment")
 
 
 def config(**keys) -> Config:
     """Small batches of digits, which may be mirrored here; section__key=value."""
     keys = {"train__batch_size": 8, "train__mu": 7, "augment__flip": True} | keys
-    return from_settings({key.replace("__", "."): (value, "test") for key, value in keys.items()})
+    return from_dict({}, "test", [f"{key.replace('__', '.')}={value}" for key, value in keys.items()])
 
 
 def rows(seed: int = 0, thorough: bool = False, classes: int = 10, **keys) -> list:
@@ -105,8 +105,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", PLANTS)
-def test_a_planted_bug_is_caught_and_named(name, monkeypatch):
-    monkeypatch.setitem(plants.PLANTS, name, PLANTS[name])
+def test_a_planted_bug_is_caught_and_named(name):
     with plants.planted(name):
         found = first_failed()
     assert found is not None
@@ -119,11 +118,9 @@ def test_there_is_a_name_for_every_plant_and_all_are_of_this_stage():
     assert PLANTS.keys() == NAMED.keys()
     assert len(PLANTS) >= 60
     assert {plant.stage for plant in PLANTS.values()} == {"data"}
-    assert not PLANTS.keys() & (plants.PLANTS.keys())
 
 
-def test_flips_where_they_are_not_allowed(monkeypatch):
-    monkeypatch.setitem(plants.PLANTS, "flip-setting-inverted", PLANTS["flip-setting-inverted"])
+def test_flips_where_they_are_not_allowed():
     assert not failed(rows(augment__flip=None))
     with plants.planted("flip-setting-inverted"):
         found = failed(rows(augment__flip=None))
@@ -153,8 +150,7 @@ def test_a_hundred_classes_pass():
 
 @pytest.mark.parametrize("strong", ["google", "torchssl", "ctaugment"])
 @pytest.mark.parametrize("name", ["strong-views-rolled", "strong-from-weak", "labels-rolled", "same-flip"])
-def test_other_recipes_are_proven_as_far_as_they_go(name, strong, monkeypatch):
-    monkeypatch.setitem(plants.PLANTS, name, PLANTS[name])
+def test_other_recipes_are_proven_as_far_as_they_go(name, strong):
     with plants.planted(name):
         found = first_failed(augment__strong=strong)
     assert fnmatch.fnmatchcase(found.tensor, NAMED[name])
@@ -316,8 +312,8 @@ def of_run(change=None, rank: int = 0, world_size: int = 1, first_step: int = 0,
     """Failed rows for a loader made by `made_with`, or by the configuration; change(source, split) -> the same."""
     asked = config(**keys)
     made = made_with or asked
-    source = load_data(asked, rank=0)
-    split = choose_split(asked, source, None, saved=None)
+    source = read_data(asked)
+    split = choose_split(asked, source)
     data, used = change(source.train, split) if change else (source.train, split)
     mu = made.train.mu if made.ssl.mode == "fixmatch" else 0
     loader = Loader(data, used, made.train.batch_size, mu, asked.run.seed, source.flip, rank, world_size,
@@ -351,8 +347,7 @@ def test_a_run_on_cifar_passes(cifar10_root):
     "views-swapped", "lowest-bit-lost", "batch-one-short", "batch-repeated", "mu-ignored", "strong-recipe-ignored",
     "labels-of-all-images", "unlabeled-are-the-labeled", "drawn-with-replacement", "not-shuffled",
     "one-class-twice-as-often", "images-transposed", "weak-index-off-by-one", "labeled-strongly-augmented"])
-def test_a_planted_bug_shows_in_the_run(name, monkeypatch):
-    monkeypatch.setitem(plants.PLANTS, name, PLANTS[name])
+def test_a_planted_bug_shows_in_the_run(name):
     with plants.planted(name):
         found = of_run()
     assert found

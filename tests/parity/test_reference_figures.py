@@ -12,7 +12,7 @@ import pytest
 from running import ROOT
 
 from fixmatch.config import Config, ModelConfig
-from parity import goldens, plants, plants_reference
+from parity import goldens, plants
 from parity import reference_figures as stage
 from parity.case import Case
 from parity.compare import GATE
@@ -20,7 +20,7 @@ from parity.reference_production import Production, initial
 
 CASES = {arch: Case(Config(model=ModelConfig(arch, 28, 4)), 10) for arch in ("wideresnet", "resnext")}
 WITH_TORCH = importlib.util.find_spec("torch") is not None
-SHARED = {name: bug for name, bug in plants_reference.PLANTS.items() if bug.stage == "reference"}
+SHARED = {name: bug for name, bug in plants.PLANTS.items() if bug.kind == "reference"}
 PRODUCTION_ALONE = {"ema-starts-elsewhere", "network-left-in-eval-mode"}
 
 # The row that names each bug: the first that diverges.
@@ -171,7 +171,6 @@ def test_a_damaged_or_missing_file_is_one_line(name, damage, tmp_path, monkeypat
 
 
 def planted(name, monkeypatch):
-    monkeypatch.setitem(plants.PLANTS, name, plants_reference.PLANTS[name])
     return plants.planted(name)
 
 

@@ -1,7 +1,4 @@
-"""Known bugs of how batches are made: pairs, labels, order of the images, random draws, settings.
-
-Each is caught in stage `data`. They are apart from parity.plants.PLANTS, whose stages are others.
-"""
+"""Known bugs of how batches are made: pairs, labels, order of the images, random draws, settings."""
 
 import dataclasses
 import threading
@@ -11,17 +8,7 @@ import numpy as np
 
 from fixmatch.data import loader, split
 from fixmatch.data.augment import randaugment, recipes, views
-from parity.plants import Patch, Plant
-
-PLANTS: dict[str, Plant] = {}
-
-
-def plant(name: str, what: str):
-    def register(put_in):
-        PLANTS[name] = Plant(name, "data", what, put_in)
-        return put_in
-    return register
-
+from parity.plants.plant import Patch, Plant
 
 # Pairs and labels
 
@@ -32,62 +19,50 @@ def _batch(patch: Patch, change: Callable) -> None:
     patch(loader.Loader, "batch", lambda self, step: (lambda b: b._replace(**change(b)))(right(self, step)))
 
 
-@plant("strong-views-rolled", "the strong view of the neighbouring image")
 def strong_views_rolled(patch):
     _batch(patch, lambda b: {"u_s": np.roll(b.u_s, 1, axis=0)})
 
 
-@plant("strong-views-reversed", "strong views in the reverse order of the weak ones")
 def strong_views_reversed(patch):
     _batch(patch, lambda b: {"u_s": b.u_s[::-1]})
 
 
-@plant("last-strong-view-repeated", "one strong view of the batch is that of another image")
 def last_strong_view_repeated(patch):
     _batch(patch, lambda b: {"u_s": np.concatenate([b.u_s[:-1], b.u_s[:1]])})
 
 
-@plant("labels-rolled", "labels of the neighbouring image")
 def labels_rolled(patch):
     _batch(patch, lambda b: {"targets_x": np.roll(b.targets_x, 1)})
 
 
-@plant("labels-sorted", "labels in order, images not")
 def labels_sorted(patch):
     _batch(patch, lambda b: {"targets_x": np.sort(b.targets_x)})
 
 
-@plant("unlabeled-targets-rolled", "true labels of the unlabeled images, for monitoring, of the neighbour")
 def unlabeled_targets_rolled(patch):
     _batch(patch, lambda b: {"targets_u": np.roll(b.targets_u, 1)})
 
 
-@plant("labels-int32", "labels of another type")
 def labels_int32(patch):
     _batch(patch, lambda b: {"targets_x": b.targets_x.astype(np.int32)})
 
 
-@plant("channels-swapped", "blue, green, red")
 def channels_swapped(patch):
     _batch(patch, lambda b: {"x": b.x[..., ::-1], "u_w": b.u_w[..., ::-1], "u_s": b.u_s[..., ::-1]})
 
 
-@plant("strong-channels-swapped", "blue, green, red in the strong views alone")
 def strong_channels_swapped(patch):
     _batch(patch, lambda b: {"u_s": b.u_s[..., ::-1]})
 
 
-@plant("images-transposed", "height and width exchanged")
 def images_transposed(patch):
     _batch(patch, lambda b: {name: getattr(b, name).swapaxes(1, 2) for name in ("x", "u_w", "u_s")})
 
 
-@plant("lowest-bit-lost", "views that went through another number format")
 def lowest_bit_lost(patch):
     _batch(patch, lambda b: {"u_w": b.u_w // 2 * 2})
 
 
-@plant("batch-one-short", "one image less than configured")
 def batch_one_short(patch):
     _batch(patch, lambda b: {"u_w": b.u_w[:-1], "u_s": b.u_s[:-1], "targets_u": b.targets_u[:-1]})
 
@@ -97,19 +72,16 @@ def _views(patch: Patch, change: Callable) -> None:
     patch(views, "weak_and_strong", lambda images, index, plan, out=(None, None): change(images, index, plan))
 
 
-@plant("weak-index-off-by-one", "the weak view of the image that follows in the data set")
 def weak_index_off_by_one(patch):
     _views(patch, lambda images, index, plan: (
         views.weak(images, plan.weak, (index + 1) % len(images)), views.strong(images, plan, index)))
 
 
-@plant("strong-index-off-by-one", "the strong view of the image that follows in the data set")
 def strong_index_off_by_one(patch):
     _views(patch, lambda images, index, plan: (
         views.weak(images, plan.weak, index), views.strong(images, plan, (index + 1) % len(images))))
 
 
-@plant("strong-from-weak", "RandAugment on the weak view, without a flip and crop of its own")
 def strong_from_weak(patch):
     def changed(images, index, plan):
         weak = views.weak(images, plan.weak, index)
@@ -118,7 +90,6 @@ def strong_from_weak(patch):
     _views(patch, changed)
 
 
-@plant("strong-plan-rolled", "each strong view by the plan of its neighbour")
 def strong_plan_rolled(patch):
     _views(patch, with_rolled_plans)
 
@@ -129,20 +100,17 @@ def with_rolled_plans(images, index, plan):
     return views.weak(images, plan.weak, index), views.strong(images, rolled, index)
 
 
-@plant("views-swapped", "the strong views in the place of the weak ones")
 def views_swapped(patch):
     _views(patch, lambda images, index, plan: (
         views.strong(images, plan, index), views.weak(images, plan.weak, index)))
 
 
-@plant("labeled-strongly-augmented", "RandAugment on the labeled images, too")
 def labeled_strongly_augmented(patch):
     right = views.weak
     patch(views, "weak", lambda images, plan, index=None, out=None: randaugment.apply(
         right(images, plan, index, out), randaugment.draw(np.random.default_rng(0), len(plan.flip))))
 
 
-@plant("data-set-written-to", "augmentation in place, on the data set")
 def data_set_written_to(patch):
     right = loader.Loader.batch
 
@@ -155,7 +123,6 @@ def data_set_written_to(patch):
     patch(loader.Loader, "batch", changed)
 
 
-@plant("batch-repeated", "a batch made ahead is handed out twice")
 def batch_repeated(patch):
     right = loader.Loader.batches
 
@@ -189,12 +156,10 @@ def _seeds(patch: Patch, change: Callable[[list], list]) -> None:
     patch(loader, "np", Numpy(change))
 
 
-@plant("order-the-same-each-pass", "images are shuffled once for all passes")
 def order_the_same_each_pass(patch):
     _seeds(patch, lambda s: s if len(s) == 4 else s[:2])
 
 
-@plant("order-without-seed", "the same order of images under every seed")
 def order_without_seed(patch):
     _seeds(patch, lambda s: s if len(s) == 4 else [0, *s[1:]])
 
@@ -205,33 +170,27 @@ def _order(patch: Patch, change: Callable) -> None:
         np.random.default_rng([*self.seed, which_pass]), self.items))
 
 
-@plant("not-shuffled", "images in the order of the data set")
 def not_shuffled(patch):
     _order(patch, lambda rng, items: items)
 
 
-@plant("order-shifted", "each pass in the order of the first, from another image on")
 def order_shifted(patch):
     patch(loader.Stream, "_shuffle", lambda self, which_pass: np.roll(
         np.random.default_rng(self.seed).permutation(self.items), 7 * which_pass))
 
 
-@plant("shuffled-in-blocks", "a buffer of a quarter of the data is shuffled, as streaming readers do")
 def shuffled_in_blocks(patch):
     _order(patch, lambda rng, items: np.concatenate([*map(rng.permutation, np.array_split(items, 4))]))
 
 
-@plant("drawn-with-replacement", "each place of a pass holds any image")
 def drawn_with_replacement(patch):
     _order(patch, lambda rng, items: rng.choice(items, len(items)))
 
 
-@plant("last-images-never-shown", "the data set's last images are left out, others repeated")
 def last_images_never_shown(patch):
     _order(patch, lambda rng, items: rng.permutation(np.resize(items[:-3], len(items))))
 
 
-@plant("one-class-twice-as-often", "a quarter of the labeled images takes the place of another quarter")
 def one_class_twice_as_often(patch):
     def changed(rng, items):
         images = np.unique(items)
@@ -242,7 +201,6 @@ def one_class_twice_as_often(patch):
     _order(patch, changed)
 
 
-@plant("ranks-share-the-order", "every rank shows the images of rank 0")
 def ranks_share_the_order(patch):
     init = loader.Stream.__init__
 
@@ -252,7 +210,6 @@ def ranks_share_the_order(patch):
     patch(loader.Stream, "__init__", changed)
 
 
-@plant("ranks-overlap", "the share of a rank begins in the middle of that before")
 def ranks_overlap(patch):
     def changed(self, step):
         which_pass, position = divmod(step, self.steps_per_pass)
@@ -265,27 +222,22 @@ def ranks_overlap(patch):
 # Generators
 
 
-@plant("views-without-step", "every step draws the same views")
 def views_without_step(patch):
     _seeds(patch, lambda s: [*s[:2], 0, s[3]] if len(s) == 4 else s)
 
 
-@plant("views-repeat-after-100-steps", "the generator is seeded by the step modulo 100")
 def views_repeat_after_100_steps(patch):
     _seeds(patch, lambda s: [*s[:2], s[2] % 100, s[3]] if len(s) == 4 else s)
 
 
-@plant("views-without-rank", "all ranks draw the same views")
 def views_without_rank(patch):
     _seeds(patch, lambda s: s[:3] if len(s) == 4 else s)
 
 
-@plant("views-without-seed", "every run draws the same views")
 def views_without_seed(patch):
     _seeds(patch, lambda s: [0, *s[1:]] if len(s) == 4 else s)
 
 
-@plant("views-from-a-global-generator", "a batch depends on how many were made before")
 def views_from_a_global_generator(patch):
     shared = np.random.default_rng(0)
     right = views.draw
@@ -307,28 +259,23 @@ def _pair(patch: Patch, change: Callable) -> None:
     patch(views, "draw", lambda *args, **kwargs: change(right(*args, **kwargs)))
 
 
-@plant("same-flip", "the strong view is mirrored where the weak one is")
 def same_flip(patch):
     _pair(patch, lambda plan: plan._replace(strong=plan.strong._replace(flip=plan.weak.flip)))
 
 
-@plant("same-crop", "the strong view is the weak one's crop")
 def same_crop(patch):
     _pair(patch, lambda plan: plan._replace(strong=plan.strong._replace(offset=plan.weak.offset)))
 
 
-@plant("same-crop-row", "weak and strong crops begin in the same row")
 def same_crop_row(patch):
     _pair(patch, lambda plan: plan._replace(strong=plan.strong._replace(
         offset=np.stack([plan.weak.offset[:, 0], plan.strong.offset[:, 1]], axis=1))))
 
 
-@plant("one-draw-a-batch", "all unlabeled images of a batch are augmented alike")
 def one_draw_a_batch(patch):
     _pair(patch, lambda plan: plan.take(np.zeros(len(plan.weak.flip), np.int64)))
 
 
-@plant("labeled-drawn-as-unlabeled", "labeled images get the flips and crops of the weak views")
 def labeled_drawn_as_unlabeled(patch):
     latest, draw, draw_weak = threading.local(), views.draw, views.draw_weak
 
@@ -348,18 +295,15 @@ def labeled_drawn_as_unlabeled(patch):
     patch(views, "draw", changed)
 
 
-@plant("crop-square", "crops move along the diagonal: one number for row and column")
 def crop_square(patch):
     _weak(patch, lambda rng, plan, flip: plan._replace(offset=plan.offset[:, [0, 0]]))
 
 
-@plant("crop-never-at-the-far-edge", "randint without its upper end")
 def crop_never_at_the_far_edge(patch):
     _weak(patch, lambda rng, plan, flip: plan._replace(
         offset=np.minimum(plan.offset, np.maximum(0, plan.offset.max(initial=0) - 1))))
 
 
-@plant("crop-central", "no crop at all")
 def crop_central(patch):
     def changed(rng, n, size, flip=True):
         pads = [views.padding(side) for side in np.broadcast_to(size, 2)]
@@ -368,18 +312,15 @@ def crop_central(patch):
     patch(views, "draw_weak", changed)
 
 
-@plant("flip-in-first-half", "images of the second half of a batch are never mirrored")
 def flip_in_first_half(patch):
     _weak(patch, lambda rng, plan, flip: plan._replace(
         flip=(np.arange(len(plan.flip)) < len(plan.flip) // 2) & flip))
 
 
-@plant("flip-0.25", "mirrored with a probability of a quarter")
 def flip_rare(patch):
     _weak(patch, lambda rng, plan, flip: plan._replace(flip=plan.flip & (rng.random(len(plan.flip)) < 0.5)))
 
 
-@plant("flip-setting-inverted", "mirrored where the data set does not allow it, and not where it does")
 def flip_setting_inverted(patch):
     right = views.draw_weak
     patch(views, "draw_weak", lambda rng, n, size, flip=True: right(rng, n, size, not flip))
@@ -425,14 +366,11 @@ _FIELDS = {
     "cutout-of-the-operation": ("Cutout's place follows from the first operation", "cutout", lambda p: np.stack(
         [(p.op[:, 0] + p.cutout[:, 0]) / 14, p.cutout[:, 1]], axis=1)),
 }
-for _name, (_what, _changed, _change) in _FIELDS.items():
-    plant(_name, _what)(_field(_changed, _change))
 
 
 # Settings
 
 
-@plant("mu-ignored", "as many unlabeled images as labeled ones")
 def mu_ignored(patch):
     init = loader.Loader.__init__
 
@@ -442,20 +380,17 @@ def mu_ignored(patch):
     patch(loader.Loader, "__init__", changed)
 
 
-@plant("strong-recipe-ignored", "another recipe of strong views than configured")
 def strong_recipe_ignored(patch):
     patch(loader, "POLICIES", {name: recipes.TorchSSL if name == "reference" else randaugment
                                for name in recipes.POLICIES})
 
 
-@plant("include-labeled-inverted", "labeled images are unlabeled ones where they should not be, and the reverse")
 def include_labeled_inverted(patch):
     right = split.choose_split
     patch(split, "choose_split", lambda labeled, count, include_labeled=True: right(
         labeled, count, not include_labeled))
 
 
-@plant("labels-of-all-images", "labeled batches are taken from all images")
 def labels_of_all_images(patch):
     init = loader.Loader.__init__
 
@@ -465,7 +400,6 @@ def labels_of_all_images(patch):
     patch(loader.Loader, "__init__", changed)
 
 
-@plant("unlabeled-are-the-labeled", "unlabeled batches hold the labeled images alone")
 def unlabeled_are_the_labeled(patch):
     init = loader.Loader.__init__
 
@@ -473,3 +407,73 @@ def unlabeled_are_the_labeled(patch):
         init(self, data, dataclasses.replace(split, unlabeled=split.labeled), *args, **kwargs)
 
     patch(loader.Loader, "__init__", changed)
+
+
+PLANTS = [
+    Plant("strong-views-rolled", "data", "the strong view of the neighbouring image", strong_views_rolled),
+    Plant("strong-views-reversed", "data", "strong views in the reverse order of the weak ones", strong_views_reversed),
+    Plant("last-strong-view-repeated", "data", "one strong view of the batch is that of another image",
+          last_strong_view_repeated),
+    Plant("labels-rolled", "data", "labels of the neighbouring image", labels_rolled),
+    Plant("labels-sorted", "data", "labels in order, images not", labels_sorted),
+    Plant("unlabeled-targets-rolled", "data", "true labels of the unlabeled images, for monitoring, of the neighbour",
+          unlabeled_targets_rolled),
+    Plant("labels-int32", "data", "labels of another type", labels_int32),
+    Plant("channels-swapped", "data", "blue, green, red", channels_swapped),
+    Plant("strong-channels-swapped", "data", "blue, green, red in the strong views alone", strong_channels_swapped),
+    Plant("images-transposed", "data", "height and width exchanged", images_transposed),
+    Plant("lowest-bit-lost", "data", "views that went through another number format", lowest_bit_lost),
+    Plant("batch-one-short", "data", "one image less than configured", batch_one_short),
+    Plant("weak-index-off-by-one", "data", "the weak view of the image that follows in the data set",
+          weak_index_off_by_one),
+    Plant("strong-index-off-by-one", "data", "the strong view of the image that follows in the data set",
+          strong_index_off_by_one),
+    Plant("strong-from-weak", "data", "RandAugment on the weak view, without a flip and crop of its own",
+          strong_from_weak),
+    Plant("strong-plan-rolled", "data", "each strong view by the plan of its neighbour", strong_plan_rolled),
+    Plant("views-swapped", "data", "the strong views in the place of the weak ones", views_swapped),
+    Plant("labeled-strongly-augmented", "data", "RandAugment on the labeled images, too", labeled_strongly_augmented),
+    Plant("data-set-written-to", "data", "augmentation in place, on the data set", data_set_written_to),
+    Plant("batch-repeated", "data", "a batch made ahead is handed out twice", batch_repeated),
+    Plant("order-the-same-each-pass", "data", "images are shuffled once for all passes", order_the_same_each_pass),
+    Plant("order-without-seed", "data", "the same order of images under every seed", order_without_seed),
+    Plant("not-shuffled", "data", "images in the order of the data set", not_shuffled),
+    Plant("order-shifted", "data", "each pass in the order of the first, from another image on", order_shifted),
+    Plant("shuffled-in-blocks", "data", "a buffer of a quarter of the data is shuffled, as streaming readers do",
+          shuffled_in_blocks),
+    Plant("drawn-with-replacement", "data", "each place of a pass holds any image", drawn_with_replacement),
+    Plant("last-images-never-shown", "data", "the data set's last images are left out, others repeated",
+          last_images_never_shown),
+    Plant("one-class-twice-as-often", "data", "a quarter of the labeled images takes the place of another quarter",
+          one_class_twice_as_often),
+    Plant("ranks-share-the-order", "data", "every rank shows the images of rank 0", ranks_share_the_order),
+    Plant("ranks-overlap", "data", "the share of a rank begins in the middle of that before", ranks_overlap),
+    Plant("views-without-step", "data", "every step draws the same views", views_without_step),
+    Plant("views-repeat-after-100-steps", "data", "the generator is seeded by the step modulo 100",
+          views_repeat_after_100_steps),
+    Plant("views-without-rank", "data", "all ranks draw the same views", views_without_rank),
+    Plant("views-without-seed", "data", "every run draws the same views", views_without_seed),
+    Plant("views-from-a-global-generator", "data", "a batch depends on how many were made before",
+          views_from_a_global_generator),
+    Plant("same-flip", "data", "the strong view is mirrored where the weak one is", same_flip),
+    Plant("same-crop", "data", "the strong view is the weak one's crop", same_crop),
+    Plant("same-crop-row", "data", "weak and strong crops begin in the same row", same_crop_row),
+    Plant("one-draw-a-batch", "data", "all unlabeled images of a batch are augmented alike", one_draw_a_batch),
+    Plant("labeled-drawn-as-unlabeled", "data", "labeled images get the flips and crops of the weak views",
+          labeled_drawn_as_unlabeled),
+    Plant("crop-square", "data", "crops move along the diagonal: one number for row and column", crop_square),
+    Plant("crop-never-at-the-far-edge", "data", "randint without its upper end", crop_never_at_the_far_edge),
+    Plant("crop-central", "data", "no crop at all", crop_central),
+    Plant("flip-in-first-half", "data", "images of the second half of a batch are never mirrored", flip_in_first_half),
+    Plant("flip-0.25", "data", "mirrored with a probability of a quarter", flip_rare),
+    Plant("flip-setting-inverted", "data", "mirrored where the data set does not allow it, and not where it does",
+          flip_setting_inverted),
+    Plant("mu-ignored", "data", "as many unlabeled images as labeled ones", mu_ignored),
+    Plant("strong-recipe-ignored", "data", "another recipe of strong views than configured", strong_recipe_ignored),
+    Plant("include-labeled-inverted", "data", "labeled images among the unlabeled against the setting",
+          include_labeled_inverted),
+    Plant("labels-of-all-images", "data", "labeled batches are taken from all images", labels_of_all_images),
+    Plant("unlabeled-are-the-labeled", "data", "unlabeled batches hold the labeled images alone",
+          unlabeled_are_the_labeled),
+    *(Plant(name, "data", what, _field(field, change)) for name, (what, field, change) in _FIELDS.items()),
+]
