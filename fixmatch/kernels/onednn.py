@@ -194,11 +194,16 @@ class Description:
 
 class PrimitiveDesc:
     """An operation with its shapes, not compiled yet. `function` names a dnnl_*_primitive_desc_create without prefix
-    and suffix."""
+    and suffix.
+
+    Descriptions and other operations are given as they are, not by their handles: so each lives until oneDNN has read
+    it, whoever else has let go of it.
+    """
 
     def __init__(self, function, *arguments):
         create = getattr(load(), f"dnnl_{function}_primitive_desc_create")
-        self.handle = _new(create, f"describe {function}", *arguments)
+        handles = (a.handle if isinstance(a, (Description, PrimitiveDesc)) else a for a in arguments)
+        self.handle = _new(create, f"describe {function}", *handles)
         _destroy_with(self, load().dnnl_primitive_desc_destroy, self.handle)
 
     @classmethod
@@ -252,7 +257,7 @@ class Reorder:
     def __init__(self, source, target):
         self._primitive = None
         if source != target:
-            operation = PrimitiveDesc("reorder", source.handle, _engine(), target.handle, _engine(), None)
+            operation = PrimitiveDesc("reorder", source, _engine(), target, _engine(), None)
             self._primitive = Primitive(operation, [(SRC, source), (DST, target)])
             self._floats = target.nbytes // 4
 

@@ -51,7 +51,7 @@ def _probe_bytes():
     data = onednn.Description((64, 16, 8, 8), onednn.ACDB)
     flags = onednn.USE_SCALE | onednn.USE_SHIFT
     operation = onednn.PrimitiveDesc.on_engine(
-        "batch_normalization_forward", onednn.FORWARD_TRAINING, data.handle, data.handle, 1e-5, flags, None)
+        "batch_normalization_forward", onednn.FORWARD_TRAINING, data, data, 1e-5, flags, None)
     return operation.scratch_bytes
 
 

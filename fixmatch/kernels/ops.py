@@ -151,8 +151,8 @@ class _ConvolutionShapes:
         self.any_weight = dnn.Description(grouped, dnn.ANY)
         self.geometry = (dnn.dims(stride), dnn.dims((0, 0)), dnn.dims(padding), dnn.dims(padding))
         self.forward = dnn.PrimitiveDesc.on_engine(
-            "convolution_forward", dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT, self.x.handle, self.any_weight.handle,
-            None, self.y.handle, *self.geometry, None)
+            "convolution_forward", dnn.FORWARD_TRAINING, dnn.CONVOLUTION_DIRECT, self.x, self.any_weight,
+            None, self.y, *self.geometry, None)
 
 
 class _ConvolutionForward:
@@ -173,8 +173,8 @@ class _ConvolutionBackwardData:
     def __init__(self, x_shape, weight_shape, stride, padding, groups):
         shapes = _ConvolutionShapes(x_shape, weight_shape, stride, padding, groups)
         operation = dnn.PrimitiveDesc.on_engine(
-            "convolution_backward_data", dnn.CONVOLUTION_DIRECT, shapes.x.handle, shapes.any_weight.handle,
-            shapes.y.handle, *shapes.geometry, shapes.forward.handle, None)
+            "convolution_backward_data", dnn.CONVOLUTION_DIRECT, shapes.x, shapes.any_weight,
+            shapes.y, *shapes.geometry, shapes.forward, None)
         weight = dnn.Description.chosen(operation, dnn.QUERY_WEIGHTS)
         self._x_shape = list(x_shape)
         self._convert = dnn.Reorder(shapes.weight, weight)
@@ -191,8 +191,8 @@ class _ConvolutionBackwardWeights:
     def __init__(self, x_shape, weight_shape, stride, padding, groups):
         shapes = _ConvolutionShapes(x_shape, weight_shape, stride, padding, groups)
         operation = dnn.PrimitiveDesc.on_engine(
-            "convolution_backward_weights", dnn.CONVOLUTION_DIRECT, shapes.x.handle, shapes.any_weight.handle, None,
-            shapes.y.handle, *shapes.geometry, shapes.forward.handle, None)
+            "convolution_backward_weights", dnn.CONVOLUTION_DIRECT, shapes.x, shapes.any_weight, None,
+            shapes.y, *shapes.geometry, shapes.forward, None)
         weight = dnn.Description.chosen(operation, dnn.QUERY_DIFF_WEIGHTS)
         self._weight_shape, self._nbytes = list(weight_shape), weight.nbytes
         self._convert = dnn.Reorder(weight, shapes.weight)
@@ -253,7 +253,7 @@ class _BatchNormShapes:
         self.data = _nhwc(x_shape)
         self.channels = dnn.Description(x_shape[3:], dnn.A)
         self.flags = dnn.USE_SCALE | dnn.USE_SHIFT | (dnn.USE_GLOBAL_STATS if given else 0)
-        data = self.data.handle
+        data = self.data
         self.forward = dnn.PrimitiveDesc.on_engine(
             "batch_normalization_forward", dnn.FORWARD_TRAINING, data, data, epsilon, self.flags, None)
 
@@ -275,10 +275,10 @@ class _BatchNormForward:
 class _BatchNormBackward:
     def __init__(self, x_shape, epsilon, given, activation):
         shapes = _BatchNormShapes(x_shape, epsilon, given)
-        data = shapes.data.handle
+        data = shapes.data
         operation = dnn.PrimitiveDesc.on_engine(
             "batch_normalization_backward", dnn.BACKWARD, data, data, data, epsilon, shapes.flags,
-            shapes.forward.handle, None)
+            shapes.forward, None)
         inputs = [(dnn.SRC, shapes.data), *((index, shapes.channels) for index in (dnn.MEAN, dnn.VARIANCE, dnn.SCALE))]
         outputs = [(dnn.DIFF_SRC, shapes.data), (dnn.DIFF_SCALE, shapes.channels), (dnn.DIFF_SHIFT, shapes.channels)]
         self._normalize = dnn.Primitive(operation, [*inputs, (dnn.DIFF_DST, shapes.data), *outputs])
@@ -295,7 +295,7 @@ def _activate_operation(data, activation):
     """The forward operation of an activation (algorithm, slope)."""
     algorithm, slope = activation
     return dnn.PrimitiveDesc.on_engine(
-        "eltwise_forward", dnn.FORWARD_TRAINING, algorithm, data.handle, data.handle, slope, 0.0, None)
+        "eltwise_forward", dnn.FORWARD_TRAINING, algorithm, data, data, slope, 0.0, None)
 
 
 class _ActivationForward:
@@ -324,8 +324,8 @@ class _ActivationBackward:
             algorithm, slope = activation
             data = _nhwc(shape)
             operation = dnn.PrimitiveDesc.on_engine(
-                "eltwise_backward", algorithm, data.handle, data.handle, data.handle, slope, 0.0,
-                _activate_operation(data, activation).handle, None)
+                "eltwise_backward", algorithm, data, data, data, slope, 0.0,
+                _activate_operation(data, activation), None)
             known = dnn.DST if algorithm == dnn.RELU_FROM_OUTPUT else dnn.SRC
             self._run = dnn.Primitive(operation, [(known, data), (dnn.DIFF_DST, data), (dnn.DIFF_SRC, data)])
 
@@ -361,7 +361,7 @@ class _Add(PyLayer):
 class _AddForward:
     def __init__(self, shape, activation):
         data = _nhwc(shape)
-        operation = dnn.PrimitiveDesc.on_engine("binary", dnn.BINARY_ADD, data.handle, data.handle, data.handle, None)
+        operation = dnn.PrimitiveDesc.on_engine("binary", dnn.BINARY_ADD, data, data, data, None)
         self._add = dnn.Primitive(operation, [(dnn.SRC, data), (dnn.SRC_1, data), (dnn.DST, data)])
         self._activate = _ActivationForward(shape, activation)
 

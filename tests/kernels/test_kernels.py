@@ -471,3 +471,26 @@ def test_two_ranks_under_gloo(tmp_path):
     done = subprocess.run(command, timeout=120, check=False, text=True, capture_output=True, cwd=tmp_path)
     logs = "".join(path.read_text() for path in (tmp_path / "log").iterdir() if path.is_file())
     assert done.returncode == 0, logs
+
+
+ALONE = """
+import fixmatch
+from fixmatch import kernels
+from fixmatch.kernels import onednn as dnn, ops
+assert kernels.status()[0], kernels.status()
+shape, weight = (2, 4, 4, 16), (16, 16, 3, 3)
+for activation in ((dnn.RELU_FROM_OUTPUT, 0.3), (dnn.MISH, 0.0)):
+    ops._ActivationBackward(shape, activation)
+    ops._BatchNormBackward(shape, 1e-5, False, activation)
+    ops._BatchNormBackward(shape, 1e-5, True, activation)
+ops._ConvolutionBackwardData(shape, weight, (1, 1), (1, 1), 1)
+ops._ConvolutionBackwardWeights(shape, weight, (1, 1), (1, 1), 1)
+ops._AddForward(shape, (dnn.MISH, 0.0))
+"""
+
+
+@needs_kernels
+def test_every_operation_can_be_compiled_before_any_other():
+    """What oneDNN reads while it compiles one is alive then: a description that was freed crashed the process."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
