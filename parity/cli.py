@@ -15,12 +15,13 @@ from fixmatch.data import NUM_CLASSES, DataError
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
-from parity import goldens, page, plants, prove, stages
+from parity import first_steps, goldens, page, plants, prove, stages
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
+from parity.report import Report
 
 # What else may be given beside an argument that is a command of its own.
-_BESIDE = {"list_plants": (), "write_goldens": (), "mutation_score": ("json",)}
+_BESIDE = {"list_plants": (), "write_goldens": (), "mutation_score": ("json",), "recording": ("config", "json")}
 _NOT_IN_SELF_CHECK = ("stage", "steps")
 _NEEDS_TORCH = ("write_goldens", "mutation_score", "reprod_log", "seeds", "real_images")
 
@@ -67,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--write-goldens", action="store_true", help="record results for machines without Torch")
     parser.add_argument("--self-check", action="store_true", help="the stages that run before training: "
                         + ", ".join(stages.SELF_CHECK))
+    parser.add_argument("--threads", type=int, help="of the operators that train (default: as a run started here)")
+    parser.add_argument("--recording", type=pathlib.Path, help=argparse.SUPPRESS)  # of a run's first steps
     return parser
 
 
@@ -113,21 +116,28 @@ def _run(args) -> int:
         return _write_goldens()
     if args.mutation_score:
         return score.print_score(args.json)
+    if args.recording:
+        report = first_steps.prove(args.recording, load_config(args.config))
+        print(report.text())
+        return _keep(args, report)
     return _prove(args)
 
 
 def _prove(args) -> int:
-    case = _case(args)
-    chosen = (list(stages.SELF_CHECK) if args.self_check else list(stages.stages()) if args.stage == "all"
-              else [args.stage])
+    case, every = _case(args), stages.stages(args.steps, thorough=not args.self_check, threads=args.threads)
+    chosen = list(stages.SELF_CHECK) if args.self_check else list(every) if args.stage == "all" else [args.stage]
     with plants.planted(args.plant):
-        report = (prove.with_torch(case, chosen, args.seeds or [case.seed], args.steps, lane=not args.self_check)
-                  if _installed("torch") else prove.with_goldens(case, chosen))
+        report = (prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
+                  if _installed("torch") else prove.with_goldens(case, chosen, every))
         print(report.text())
         if args.reprod_log:
             from parity import reprod  # loads Torch, which is not installed everywhere
 
             print("\n" + reprod.write(args.reprod_log, args.seeds or CLASSIC_SEEDS))
+    return _keep(args, report)
+
+
+def _keep(args, report: Report) -> int:
     if args.json:
         write_atomic(args.json, json.dumps(report.json(), indent=1) + "\n")
     if args.html:
@@ -161,6 +171,6 @@ def _with_real_images(case: Case) -> Case:
 def _write_goldens() -> int:
     every = stages.stages()
     for name, case in goldens.CASES.items():
-        path = goldens.write(name, {stage: every[stage].reference(case) for stage in stages.SELF_CHECK})
+        path = goldens.write(name, {stage: every[stage].reference(case) for stage in goldens.STAGES})
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0

@@ -97,3 +97,39 @@ def _same_distribution(row: Row) -> Row:
     if max(z_mean, z_spread) < 6:
         return Row(row.tensor, 0.0, 0.0, True)
     return row._replace(why=f"initial standard deviation {ours.std():.4g}, the reference has {spread:.4g}")
+
+
+def exact(tensor: str, ours, reference) -> Row:
+    """A row of two arrays that must be equal."""
+    if row := _no_match(tensor, ours, reference):
+        return row
+    different = int((ours != reference).sum())
+    if not different:
+        return Row(tensor, 0.0, 0.0, True)
+    return Row(tensor, 1.0, different / ours.size, False, f"{different} of {ours.size} elements differ", ours,
+               reference)
+
+
+def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
+    """A row whose `relative` is the error over the reference's size, or over `floor` where that is smaller."""
+    if row := _no_match(tensor, ours, reference):
+        return row
+    if not ours.size:
+        return Row(tensor, 0.0, 0.0, True)
+    difference = ours.astype(np.float64) - reference
+    size, scale = (float(np.abs(a).max()) if norm == "max" else float(np.sqrt(np.square(a).sum()))
+                   for a in (difference, reference))
+    scale = max(scale, floor * (1.0 if norm == "max" else np.sqrt(ours.size)), np.finfo(np.float64).tiny)
+    passed = size / scale <= gate  # false for NaN, too
+    return Row(tensor, float(np.abs(difference).max()), size / scale, passed, "" if passed else f"gate {gate:g}",
+               None if passed else ours, None if passed else reference)
+
+
+def _no_match(tensor: str, ours, reference) -> Row | None:
+    if ours is None or reference is None:
+        why = "missing here" if ours is None else "only here, not in the reference"
+    elif ours.shape != reference.shape:
+        why = f"shape {ours.shape}, the reference has {reference.shape}"
+    else:
+        return None
+    return Row(tensor, np.inf, np.inf, False, why, ours, reference)

@@ -19,6 +19,7 @@ from fixmatch.files import write_atomic
 from parity.case import Case
 from parity.compare import Trace
 
+STAGES = ("forward", "loss", "backward", "optimizer", "ema")  # that are recorded
 _FOLDER = pathlib.Path(__file__).parent / "goldens"
 _PROJECTIONS = 3
 

@@ -2,59 +2,66 @@
 
 import time
 
-from parity import goldens, stages
+from parity import goldens
 from parity.case import CLASSIC_SEEDS, Case
 from parity.lane import rounding_lane
 from parity.report import Report
+from parity.stages import Stage, StageResult, isolate, run_stage
+
+_RECORDED = (*goldens.STAGES, "augment")  # the reference of `augment` is Pillow, which is always there
 
 
 class NotRecorded(ValueError):
     """A stage that was asked for without Torch and that no golden holds."""
 
 
-def with_torch(case: Case, chosen: list[str], seeds: list[int], steps: int, lane: bool) -> Report:
+def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str, Stage], lane: bool) -> Report:
     """Runs the chosen stages on every seed against the mirror.
 
     Args:
-        steps: free-running steps of the stage `train`.
+        every: the table of stages to choose from.
         lane: whether the rounding lane follows a passed stage `backward`.
     """
     import torch
 
-    started = time.perf_counter()
-    every, results = stages.stages(steps), []
+    started, results = time.perf_counter(), []
     for seed in seeds:
         for name in chosen:
-            result = stages.run_stage(every[name], case.with_seed(seed))
+            result = run_stage(every[name], case.with_seed(seed))
             if name == "forward" and not result.passed:
-                stages.isolate(result, case.with_seed(seed))
+                isolate(result, case.with_seed(seed))
             results.append(result)
     if lane and "backward" in chosen and all(result.passed for result in results):
         results.append(rounding_lane(case, seeds if len(seeds) >= 5 else list(CLASSIC_SEEDS)))
     return Report(results, time.perf_counter() - started, f"torch {torch.__version__}", _describe(case))
 
 
-def with_goldens(case: Case, chosen: list[str]) -> Report:
-    """Runs the chosen stages on the recorded network nearest to the case's. Raises NotRecorded and GoldenError."""
+def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Report:
+    """Runs the chosen stages as far as they need no Torch; those that compare with it on the nearest recorded network.
+
+    Raises:
+        NotRecorded: a single stage was asked for that needs Torch.
+        GoldenError: what was recorded is missing or damaged.
+    """
     started = time.perf_counter()
-    recorded = (*stages.SELF_CHECK, "augment")
-    missing = [name for name in chosen if name not in recorded]
-    if missing:
-        raise NotRecorded(f"stage {', '.join(missing)}: needs Torch: pip install 'fixmatch-paddle[parity]'; "
-                          f"without it: {', '.join(recorded)}")
-    name, exact = goldens.nearest(case.config.model)
-    results = [_with_golden(stages.stages()[stage], name) for stage in chosen]
-    shape = f"{name} with the reference's hyper-parameters" + (
+    left_out = [name for name in chosen if name not in _RECORDED and every[name].needs_torch]
+    possible = [name for name in chosen if name not in left_out]
+    if not possible:
+        raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install 'fixmatch-paddle[parity]'; without "
+                          f"it: {', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
+    golden, exact = goldens.nearest(case.config.model)
+    results = [_with_golden(every[name], golden) if name in _RECORDED and name != "augment"
+               else run_stage(every[name], case) for name in possible]
+    shape = f"{golden} with the reference's hyper-parameters" + (
         "" if exact else f", the nearest recorded to {case.config.model}")
-    return Report(results, time.perf_counter() - started,
-                  "results recorded from torch, since torch is not installed (fresh weights are not compared)", shape)
+    not_run = f"; not run without it: {', '.join(left_out)}" if left_out else ""
+    against = "results recorded from torch, since torch is not installed (fresh weights are not compared)"
+    return Report(results, time.perf_counter() - started, against + not_run, shape)
 
 
-def _with_golden(stage: stages.Stage, name: str) -> stages.StageResult:
-    if stage.name == "augment":  # its reference is Pillow, which is always there
-        return stages.run_stage(stage, goldens.CASES[name])
+def _with_golden(stage: Stage, name: str) -> StageResult:
     digested = stage._replace(ours=lambda case: goldens.digest(stage.ours(case)))
-    return stages.run_stage(digested, goldens.CASES[name], goldens.read(name, stage.name))
+    return run_stage(digested, goldens.CASES[name], goldens.read(name, stage.name))
 
 
 def _describe(case: Case) -> str:

@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 from fixmatch.config import Config
-from parity.compare import Row
+from parity.compare import Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as algorithm
 from parity.mirror.schedule import cosine_7_16
@@ -33,10 +33,11 @@ STATISTIC_GATE = 1e-2  # of what a step adds to the running statistics, a thousa
 UPDATE_GATE = 1e-2  # of what a step adds to a weight, which float32 keeps with some 3 digits
 MOMENTUM_GATE = 1e-5
 AVERAGE_GATE = 1e-6
+MOST_ELEMENTS = 2.5e8  # of all activations of a step in float64: 2 GB
 UNDECIDED = 1e-3  # confidences so near to the threshold, and logits so near to each other, decide by rounding
 
 
-def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std) -> Iterator[Row]:
+def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forward: bool = True) -> Iterator[Row]:
     """Rows of all recorded steps, in the order in which a fault would show.
 
     Args:
@@ -44,6 +45,8 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std) -> I
         config: of the run: what it was to train under.
         num_classes: K.
         mean, std: of pixels in [0, 1], a channel, that images were to be normalized with.
+        forward: whether losses, gradients and batch statistics are recomputed: not where other ranks have a part of
+            the batch.
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before = load_file(folder / "start.safetensors")
@@ -52,7 +55,7 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std) -> I
         after = load_file(folder / f"step-{number}.safetensors")
         with precision("float64"):
             state = algorithm.build_state(config, num_classes, mean, std)
-            yield from _step_rows(f"step {fact['step']}", state, config, before, after, fact)
+            yield from _step_rows(f"step {fact['step']}", state, config, before, after, fact, forward)
         before = after
 
 
@@ -67,14 +70,16 @@ def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
         yield exact(f"start/average of {name}", start.get(f"ema/{name}"), array)
 
 
-def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict) -> Iterator[Row]:
+def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict,
+               forward: bool) -> Iterator[Row]:
     yield exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
     yield exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
     optim = config.optim
     lr = optim.lr * cosine_7_16(fact["step"], config.train.total_steps, optim.warmup_steps)
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     _load(state, before, lr)
-    yield from _forward_rows(label, state, config, before, after)
+    if forward and _elements(state.model, _batch_shape(after)) <= MOST_ELEMENTS:
+        yield from _forward_rows(label, state, config, before, after)
     yield from _update_rows(label, state, config, before, after)
 
 
@@ -155,6 +160,25 @@ def _update_rows(label: str, state, config: Config, before: dict, after: dict) -
             yield near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
 
 
+def _elements(model, shape: tuple) -> int:
+    """Elements of all activations of a batch of this shape, uint8 [N, H, W, 3]."""
+    n, height, width, _ = shape
+    seen = []
+    hooks = [m.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
+             for m in model.modules() if not list(m.children())]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, height, width))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    return n * sum(seen)
+
+
+def _batch_shape(after: dict) -> tuple:
+    parts = [after[f"batch/{name}"] for name in ("x", "u_w", "u_s")]
+    return (sum(map(len, parts)), *parts[0].shape[1:])
+
+
 def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     """Puts a recorded state into the mirror."""
     with torch.no_grad():
@@ -181,39 +205,3 @@ def _weights(state: dict[str, np.ndarray]) -> list[str]:
 
 def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()
-
-
-def exact(tensor: str, ours, reference) -> Row:
-    """A row of two arrays that must be equal."""
-    if row := _no_match(tensor, ours, reference):
-        return row
-    different = int((ours != reference).sum())
-    if not different:
-        return Row(tensor, 0.0, 0.0, True)
-    return Row(tensor, 1.0, different / ours.size, False, f"{different} of {ours.size} elements differ", ours,
-               reference)
-
-
-def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
-    """A row whose `relative` is the error over the reference's size, or over `floor` where that is smaller."""
-    if row := _no_match(tensor, ours, reference):
-        return row
-    if not ours.size:
-        return Row(tensor, 0.0, 0.0, True)
-    difference = ours.astype(np.float64) - reference
-    size, scale = (float(np.abs(a).max()) if norm == "max" else float(np.sqrt(np.square(a).sum()))
-                   for a in (difference, reference))
-    scale = max(scale, floor * (1.0 if norm == "max" else np.sqrt(ours.size)), np.finfo(np.float64).tiny)
-    passed = size / scale <= gate  # false for NaN, too
-    return Row(tensor, float(np.abs(difference).max()), size / scale, passed, "" if passed else f"gate {gate:g}",
-               None if passed else ours, None if passed else reference)
-
-
-def _no_match(tensor: str, ours, reference) -> Row | None:
-    if ours is None or reference is None:
-        why = "missing here" if ours is None else "only here, not in the reference"
-    elif ours.shape != reference.shape:
-        why = f"shape {ours.shape}, the reference has {reference.shape}"
-    else:
-        return None
-    return Row(tensor, np.inf, np.inf, False, why, ours, reference)

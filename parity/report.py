@@ -9,7 +9,7 @@ import platform
 import numpy as np
 
 from parity.compare import GATE, LATER_GATE, gate_of
-from parity.stages import StageResult
+from parity.stages import StageResult, first_failure
 
 # Differences from the reference that are known, harmless and accepted. There is none.
 DECLARED_DEVIATIONS: tuple[str, ...] = ()
@@ -29,7 +29,8 @@ class Report:
         return bool(self.results) and all(result.passed for result in self.results)
 
     def first_failure(self) -> StageResult | None:
-        return next((r for r in self.results if not r.passed), None)
+        """The stage that names the fault."""
+        return first_failure([r for r in self.results if not r.passed])
 
     def verdict(self) -> str:
         """The first line."""

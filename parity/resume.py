@@ -13,9 +13,8 @@ from fixmatch import checkpoint, run
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from parity.case import Case
-from parity.compare import Row
-from parity.dry_run import short_config, small_source, training_on
-from parity.recording import exact
+from parity.compare import Row, exact
+from parity.small_run import short_config, small_source, training_on
 
 STEPS, STOPPED_AFTER = 5, 3  # evaluations and checkpoints are after steps 2, 4 and 5
 
@@ -41,8 +40,7 @@ def rows(case: Case) -> Iterator[Row]:
     source = small_source(case)
     with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
         whole, stopped = (pathlib.Path(scratch) / name for name in ("whole", "stopped"))
-        config = short_config(case.config, case.num_classes, whole)
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=STEPS))
+        config = short_config(case.config, case.num_classes, whole, STEPS)
         with training_on(source):
             run.train(config)
         yield exact("stopped/step", np.array(_stop_and_resume(config, source, stopped)), np.array(STOPPED_AFTER))

@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity import augment, subject
+from fixmatch.data import DataError
+from parity import augment, batches, operators, published, reference_figures, resume, subject
 from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
 
-SELF_CHECK = ("forward", "loss", "backward", "optimizer", "ema")  # what runs before training
+# What runs before training: in float64, and as the run trains.
+EXACT = ("reference", "config", "schedule", "augment", "forward", "loss", "backward", "optimizer", "ema")
+AS_IT_TRAINS = ("data", "operators", "run", "resume")
+SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "loss", "backward",
+              "optimizer", "ema", "run", "resume")
 
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
@@ -21,7 +26,8 @@ class Stage(NamedTuple):
     """One thing to prove.
 
     A stage that `compared` has made keeps the two traces it compares, so that the reference's can be recorded once and
-    replayed, by the mutation score and by the goldens. A stage that judges in another way has `rows` alone.
+    replayed, by the mutation score and by the goldens. A stage that judges in another way has `rows` alone; its float32
+    is the precision of the run, which is another one with mixed precision.
     """
 
     name: str
@@ -30,6 +36,7 @@ class Stage(NamedTuple):
     rows: Callable[[Case], Iterator[Row]]  # in the order of diagnosis: the first row that fails names the fault
     ours: Callable[[Case], Trace] | None = None
     reference: Callable[[Case], Trace] | None = None
+    needs_torch: bool = True  # where there is no trace that could have been recorded
 
 
 def compared(name: str, mode: str, ours: Callable[[Case], Trace], reference: Callable[[Case], Trace]) -> Stage:
@@ -37,11 +44,23 @@ def compared(name: str, mode: str, ours: Callable[[Case], Trace], reference: Cal
     return Stage(name, mode, "float64", lambda case: compare(ours(case), reference(case)), ours, reference)
 
 
-def stages(steps: int = 3) -> dict[str, Stage]:
-    """All stages by name, in the order of diagnosis; `steps` is the number of free-running steps of `train`."""
+def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) -> dict[str, Stage]:
+    """All stages by name, in the order of diagnosis.
+
+    Args:
+        steps: free-running steps of `train`.
+        thorough: False for what fits the time of a self-check.
+        threads: of the operators that train; None: as many as a run that is started here would use.
+    """
     table = [
+        Stage("reference", "train+eval", "float64", lambda case: reference_figures.rows(case, thorough),
+              needs_torch=False),
+        Stage("config", "-", "-", published.rows, needs_torch=False),
         compared("schedule", "-", *_both_sides("learning_rate", _schedule_probe)),
         compared("augment", "-", augment.ours, augment.reference),
+        Stage("data", "-", "uint8", lambda case: batches.rows(case, thorough), needs_torch=False),
+        Stage("operators", "train+eval", "float32", lambda case: operators.rows(case, thorough, threads),
+              needs_torch=False),
         compared("forward", "eval+train", *_both_sides("forward")),
         compared("metric", "eval", *_both_sides("metric", _metric_probe)),
         compared("loss", "-", *_both_sides("loss")),
@@ -49,8 +68,16 @@ def stages(steps: int = 3) -> dict[str, Stage]:
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
         compared("train", "train", *_both_sides("train", lambda case: (steps, _STEP_SECTIONS))),
+        Stage("run", "train+eval", "float32", _dry_run),
+        Stage("resume", "train", "float32", resume.rows, needs_torch=False),
     ]
     return {stage.name: stage for stage in table}
+
+
+def _dry_run(case: Case) -> Iterator[Row]:
+    from parity import dry_run  # loads Torch, which is not installed everywhere
+
+    return dry_run.rows(case)
 
 
 def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case: ()) -> tuple[Callable, Callable]:
@@ -107,6 +134,14 @@ class StageResult:
         return max(self.rows, key=lambda r: r.relative)
 
 
+def first_failure(failed: list[StageResult]) -> StageResult | None:
+    """Of stages that failed, in order, the one that names the fault.
+
+    Stage `reference` sees almost every fault at once, so it names one only where no other stage fails.
+    """
+    return next((r for r in failed if r.stage != "reference"), failed[0] if failed else None)
+
+
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:
     """Runs one stage.
 
@@ -116,7 +151,7 @@ def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_goi
     """
     started = time.perf_counter()
     result = StageResult(stage.name, stage.dtype, stage.mode)
-    for row in stage.rows(case) if reference is None else compare(stage.ours(case), reference):
+    for row in _guarded(stage.rows(case) if reference is None else compare(stage.ours(case), reference)):
         result.rows.append(row)
         if not row.passed and result.first_divergence is None:
             result.first_divergence, result.hint = row, hint_for(stage.name, row)
@@ -124,6 +159,17 @@ def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_goi
                 break
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _guarded(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a stage; production code that raises is one more, and fails."""
+    try:
+        yield from rows
+    except (DataError, MemoryError):  # a damaged golden, or a machine too small: nothing was proven wrong
+        raise
+    except Exception as error:
+        yield Row("stage/raised nothing", np.inf, np.inf, False,
+                  f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def isolate(result: StageResult, case: Case) -> None:

@@ -1,0 +1,49 @@
+"""The proof of a run that has started: its recorded first steps, on its own data, recomputed.
+
+`python -m parity --recording FOLDER -c CONFIG --json FILE` runs beside the training. It reads the data set again,
+takes the run's split, and says whether the batches are what they should be, whether the steps were trained on them,
+and whether each step did what the mirror does.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from safetensors.numpy import load_file
+
+from fixmatch import inputs
+from fixmatch.config import Config
+from parity.batches import rows_of_run
+from parity.compare import Row
+from parity.report import Report
+from parity.stages import Stage, run_stage
+
+
+def prove(recording_folder: pathlib.Path, config: Config) -> Report:
+    """Runs stage `data` on the run's own loader, and stage `run` on the recording."""
+    started = time.perf_counter()
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)  # the training goes first
+    facts = json.loads((recording_folder.parent / "run.json").read_text(encoding="utf-8"))
+    source = inputs.read_data(config)
+    split = inputs.choose_split(config, source, pathlib.Path(facts["split"]))
+    first_step = facts["first_step"]
+    loader = inputs.build_loader(config, source, split, 0, facts["world_size"])
+
+    def batches() -> Iterator[Row]:
+        yield from rows_of_run(loader, source, split, config, first_step)
+
+    def steps() -> Iterator[Row]:
+        from parity import dry_run, recording  # load Torch, which is not installed everywhere
+
+        after = [load_file(path) for path in sorted(recording_folder.glob("step-*.safetensors"))]
+        yield from dry_run.batch_rows(config, source, split, after, first_step, facts["world_size"])
+        yield from recording.rows(recording_folder, config, facts["num_classes"], facts["mean"], facts["std"],
+                                  forward=facts["world_size"] == 1)
+
+    results = [run_stage(Stage(name, mode, dtype, lambda case, rows=rows: rows()), None)
+               for name, mode, dtype, rows in (("data", "-", "uint8", batches), ("run", "train", "float32", steps))]
+    return Report(results, time.perf_counter() - started, "the mirror in float64", "the first steps of this run")

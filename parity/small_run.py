@@ -1,0 +1,48 @@
+"""A production run in seconds: a configuration with few steps, few and small images. Needs no Torch."""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterator
+from unittest import mock
+
+import numpy as np
+
+from fixmatch import inputs
+from fixmatch.config import Config
+from fixmatch.data.dataset import Dataset, Source
+from parity.case import Case
+
+TEST_IMAGES = 17
+
+
+@contextlib.contextmanager
+def training_on(source: Source) -> Iterator[None]:
+    """Production runs read `source` in the place of their data set, and are silent."""
+    with mock.patch.object(inputs, "load_source", return_value=source), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def short_config(config: Config, num_classes: int, folder: pathlib.Path, steps: int) -> Config:
+    """The configuration with a batch, a data set and a number of steps that take seconds."""
+    train, optim = config.train, config.optim
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, dir=str(folder), log_every=1),
+        data=dataclasses.replace(config.data, num_labeled=num_classes, labels_per_class=(), split_file="", fold=None),
+        train=dataclasses.replace(train, batch_size=min(train.batch_size, 4), mu=min(train.mu, 3), total_steps=steps,
+                                  eval_every=2, eval_batch_size=7),
+        optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)),
+        parity=dataclasses.replace(config.parity, enabled=False))
+
+
+def small_source(case: Case) -> Source:
+    """Coloured blobs under noise, a few of each class, whose mean colour tells the class."""
+    rng, k, size = np.random.default_rng([case.seed, 8]), case.num_classes, case.image_size
+    labels = np.concatenate([np.arange(k).repeat(3), rng.integers(0, k, TEST_IMAGES)])
+    blobs = rng.integers(0, 256, (k, 2, 2, 3))[labels].repeat(size // 2, axis=1).repeat(size // 2, axis=2)
+    images = np.clip(blobs + rng.integers(-40, 41, (len(labels), size, size, 3)), 0, 255).astype(np.uint8)
+    train, test = slice(None, -TEST_IMAGES), slice(-TEST_IMAGES, None)
+    return Source(case.config.data.name, tuple(f"class {i}" for i in range(k)), Dataset(images[train], labels[train]),
+                  Dataset(images[test], labels[test]), case.mean, case.std, flip=case.config.augment.flip is not False)
