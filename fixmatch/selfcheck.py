@@ -97,8 +97,8 @@ class SelfCheck:
         if self.known is not None:
             self.known["cached"] = True
             return
-        self.parity = _Parity(config, threads=1)  # one order of summation
-        self.parity.start("--self-check")
+        self.parity = _Parity(config, threads=1)  # one order of summation, but for what trains
+        self.parity.start("--self-check", "--threads", os.environ["OMP_NUM_THREADS"])
 
     def result(self) -> dict:
         """The content of parity.json: {"verdict", "passed", "cached", "seconds", ...}. Only a pass is remembered."""

@@ -19,7 +19,7 @@ PUBLISHED = {"wideresnet": ModelConfig("wideresnet", 28, 2), "resnext": ModelCon
 
 # Scale of the classifier's weights: so that the mask at a threshold of 0.95 has both values, and no larger, since a
 # steep loss amplifies rounding from step to step.
-_CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
+CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
 _CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: rounding is amplified 40 times
 
 # Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
@@ -58,7 +58,7 @@ class Case:
         if len(shape) == 4:
             return normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3]))
         if len(shape) == 2:
-            confident = _CONFIDENT_LOGITS[self.config.model.arch]
+            confident = CONFIDENT_LOGITS[self.config.model.arch]
             if self.loader is not None:
                 confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
             return normal * (confident / np.sqrt(shape[1]))

@@ -124,17 +124,25 @@ def _run(args) -> int:
 
 
 def _prove(args) -> int:
-    case, every = _case(args), stages.stages(args.steps, thorough=not args.self_check, threads=args.threads)
-    chosen = list(stages.SELF_CHECK) if args.self_check else list(every) if args.stage == "all" else [args.stage]
+    case = _case(args)
     with plants.planted(args.plant):
-        report = (prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
-                  if _installed("torch") else prove.with_goldens(case, chosen, every))
+        report = _report(args, case)
         print(report.text())
         if args.reprod_log:
             from parity import reprod  # loads Torch, which is not installed everywhere
 
             print("\n" + reprod.write(args.reprod_log, args.seeds or CLASSIC_SEEDS))
     return _keep(args, report)
+
+
+def _report(args, case: Case) -> Report:
+    every = stages.stages(args.steps, thorough=not args.self_check, threads=args.threads)
+    chosen = list(stages.SELF_CHECK) if args.self_check else list(every) if args.stage == "all" else [args.stage]
+    if not _installed("torch"):
+        return prove.with_goldens(case, chosen, every)
+    if args.self_check and not (args.seeds or args.real_images):
+        return prove.self_check(case, args.threads, args.plant)
+    return prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
 
 
 def _keep(args, report: Report) -> int:

@@ -71,12 +71,57 @@ _HINTS = (
     ("train", "*buffers/*", "running statistics that are not updated once a step, by one joint forward"),
     ("train", "*ema/*", "an average that is not updated once a step, after the optimizer"),
     ("train", "*activations/*", "the joint forward pass"),
+    ("config", "*", "a setting of this recipe that is not the published one"),
+    ("data", "shapes/*", "batch size, mu, dtype or strong recipe other than configured"),
+    ("data", "split/*", "a split other than configured"),
+    ("data", "labels/*", "labels that do not belong to their images"),
+    ("data", "views/* views are *", "views that show something else than flipped crops of the data's images"),
+    ("data", "views/strong*", "strong views that are not of the image of their weak view, or not as their plan says"),
+    ("data", "views/*", "views that are not what Pillow makes of the same plan"),
+    ("data", "order/*", "images that are not shown equally often, in a new order each pass, ranks apart"),
+    ("data", "ranks/*", "the share of the batches that this rank takes"),
+    ("data", "draws/* differ", "a random generator that is not seeded by seed, rank and step"),
+    ("data", "draws/* independent", "two random draws that depend on each other"),
+    ("data", "draws/*", "a random draw with another distribution"),
+    ("operators", "* gradient*", "the backward pass of this operator, as it trains: its kernel or its fallback"),
+    ("operators", "*/running *", "the update of the running statistics in the precision that trains"),
+    ("operators", "*/batch *", "the batch statistics of this operator, as it trains"),
+    ("operators", "*in eval mode", "evaluation of this layer: running statistics, epsilon or activation"),
+    ("operators", "*", "this operator, as it trains: its kernel, its fallback, or what chooses between them"),
+    ("run", "batch of step*", "a loop that trains on other batches than the Loader's of these steps"),
+    ("run", "start/*", "an average that does not start from the network's weights"),
+    ("run", "* mode/model trains", "a network left in eval mode"),
+    ("run", "* mode/*", "an averaged network in train mode"),
+    ("run", "* lr/*", "a schedule that does not start at step 0 or is not stepped once a step"),
+    ("run", "* losses/mask", "another threshold or temperature than configured"),
+    ("run", "* losses/*", "a loop that trains under other settings than configured, or another loss"),
+    ("run", "* gradients/*", "the backward pass in the precision that trains"),
+    ("run", "* buffers/*", "running statistics in the precision that trains"),
+    ("run", "* momentum/*", "the optimizer in the precision that trains, or a loop that touches its state"),
+    ("run", "* weights/*", "the optimizer in the precision that trains, or a loop that touches the weights"),
+    ("run", "* ema/*", "an average that is not updated once a step, or by another decay"),
+    ("run", "logged*", "losses that are logged and are not those of the step"),
+    ("run", "evaluated*", "evaluation: mode, weights, images or normalization of what is scored"),
+    ("run", "checkpoint*", "a checkpoint that does not hold the state that was live"),
+    ("run", "result*", "a result that is not that of the evaluations"),
+    ("resume", "stopped/*", "a signal that is not obeyed after the step, or a checkpoint of another step"),
+    ("resume", "logged*", "steps that are repeated, left out or other after a resume: data, schedule or state"),
+    ("resume", "* momentum/*", "momentum that is not restored"),
+    ("resume", "* ema/*", "an average that is not restored"),
+    ("resume", "* manifest/*", "history or step that is not restored"),
+    ("resume", "*", "state that is not restored"),
+    ("convert", "*", "a conversion that does not keep this"),
+    ("ranks", "*", "ranks that do not average gradients, or do not start alike"),
+    ("reference", "*", "a misunderstanding of the reference that both sides share, which only its own figures show"),
 )
 
 
 def hint_for(stage: str, row: Row) -> str:
     """The likely cause of the first divergence of a stage."""
-    measured = _running_statistics(row) if "running_" in row.tensor and stage != "ema" else ""
+    if row.tensor.startswith("stage/"):
+        return "likely production code that cannot do this at all"
+    measured = _running_statistics(row) if "running_" in row.tensor and stage in ("forward", "train") else ""
+    measured = measured or (_scaled(row) if "gradients/" in row.tensor else "")
     if measured:
         return measured
     for stage_pattern, tensor_pattern, hint in _HINTS:
@@ -89,6 +134,8 @@ def _running_statistics(row: Row) -> str:
     """Batch norm's buffers: tells an inverted momentum from another one and from a biased variance."""
     if row.ours is None or row.reference is None or row.why:
         return ""
+    if row.tensor.endswith("running_mean") and row.ours.min() > 0 > row.reference.min():
+        return "likely the batch mean and variance are exchanged"
     if row.relative > 0.05:
         return "likely BN momentum inverted (paddle = 1 - torch)"
     if row.tensor.endswith("running_var"):
@@ -96,3 +143,13 @@ def _running_statistics(row: Row) -> str:
         if abs(ratio - 1) < 2e-3:
             return "likely the biased batch variance is averaged (Paddle's CPU kernel), not the unbiased one"
     return "likely BN momentum (paddle 0.999 = torch 0.001)"
+
+
+def _scaled(row: Row) -> str:
+    """A gradient that is a multiple of the right one: the fault is in the loss that is trained, not in this layer."""
+    if row.ours is None or row.reference is None or row.why or not np.square(row.reference).sum():
+        return ""
+    factor = float((row.ours * row.reference).sum() / np.square(row.reference).sum())
+    rest = np.abs(row.ours - factor * row.reference).max()
+    return (f"likely the loss that is trained is {factor:.3g} times the loss"
+            if factor and rest < 1e-6 * np.abs(row.ours).max() else "")

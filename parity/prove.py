@@ -1,8 +1,13 @@
 """A proof: the chosen stages run on a case, against Torch or against what was recorded from it, into one Report."""
 
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
 import time
+from collections.abc import Iterator
 
-from parity import goldens
+from parity import goldens, plants, stages
 from parity.case import CLASSIC_SEEDS, Case
 from parity.lane import rounding_lane
 from parity.report import Report
@@ -22,8 +27,6 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
         every: the table of stages to choose from.
         lane: whether the rounding lane follows a passed stage `backward`.
     """
-    import torch
-
     started, results = time.perf_counter(), []
     for seed in seeds:
         for name in chosen:
@@ -33,6 +36,46 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
             results.append(result)
     if lane and "backward" in chosen and all(result.passed for result in results):
         results.append(rounding_lane(case, seeds if len(seeds) >= 5 else list(CLASSIC_SEEDS)))
+    return _report(case, results, started)
+
+
+def self_check(case: Case, threads: int | None, plant: str | None) -> Report:
+    """Runs the stages of the self-check in two processes: in float64 here, and as the run trains in another.
+
+    Args:
+        threads: of the operators that train, and of the other process.
+        plant: the known bug that both are to have.
+    """
+    started = time.perf_counter()
+    with _environment(OMP_NUM_THREADS=str(threads or os.environ["OMP_NUM_THREADS"])):
+        context = multiprocessing.get_context("spawn")  # a process that has run Paddle's threads cannot be forked
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as other:
+            as_it_trains = other.submit(_run_some, case, stages.AS_IT_TRAINS, threads, plant)
+            results = _run_some(case, stages.EXACT, threads, plant) + as_it_trains.result()
+    order = list(stages.SELF_CHECK)
+    return _report(case, sorted(results, key=lambda result: order.index(result.stage)), started)
+
+
+def _run_some(case: Case, names: tuple[str, ...], threads: int | None, plant: str | None) -> list[StageResult]:
+    every = stages.stages(thorough=False, threads=threads)
+    with plants.planted(plant):
+        return [run_stage(every[name], case) for name in names]
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.update({name: value} if value is not None else {})
+
+
+def _report(case: Case, results: list[StageResult], started: float) -> Report:
+    import torch  # is not installed everywhere
+
     return Report(results, time.perf_counter() - started, f"torch {torch.__version__}", _describe(case))
 
 

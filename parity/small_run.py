@@ -8,20 +8,34 @@ from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
+import paddle
 
 from fixmatch import inputs
+from fixmatch import step as algorithm
 from fixmatch.config import Config
 from fixmatch.data.dataset import Dataset, Source
-from parity.case import Case
+from fixmatch.models import build_model
+from parity.case import CONFIDENT_LOGITS, Case
 
 TEST_IMAGES = 17
 
 
 @contextlib.contextmanager
 def training_on(source: Source) -> Iterator[None]:
-    """Production runs read `source` in the place of their data set, and are silent."""
-    with mock.patch.object(inputs, "load_source", return_value=source), contextlib.redirect_stdout(io.StringIO()):
+    """Production runs read `source` in the place of their data set, start with a confident network, and are silent."""
+    with (mock.patch.object(inputs, "load_source", return_value=source),
+          mock.patch.object(algorithm, "build_model", _confident_model), contextlib.redirect_stdout(io.StringIO())):
         yield
+
+
+def _confident_model(arch: str, num_classes: int, **shape):
+    """A fresh network whose classifier is so steep that some pseudo-labels count from the first step on."""
+    model = build_model(arch, num_classes, **shape)
+    classifier = next(layer for layer in model.sublayers() if isinstance(layer, paddle.nn.Linear))
+    features = classifier.weight.shape[0]
+    with paddle.no_grad():
+        classifier.weight.scale_(CONFIDENT_LOGITS[arch] * ((features + num_classes) / (2 * features)) ** 0.5)
+    return model
 
 
 def short_config(config: Config, num_classes: int, folder: pathlib.Path, steps: int) -> Config:

@@ -107,8 +107,8 @@ def views_swapped(patch):
 
 def labeled_strongly_augmented(patch):
     right = views.weak
-    patch(views, "weak", lambda images, plan, index=None, out=None: randaugment.apply(
-        right(images, plan, index, out), randaugment.draw(np.random.default_rng(0), len(plan.flip))))
+    patch(views, "weak", lambda images, plan, index: randaugment.apply(
+        right(images, plan, index), randaugment.draw(np.random.default_rng(0), len(plan.flip))))
 
 
 def data_set_written_to(patch):
@@ -284,7 +284,7 @@ def labeled_drawn_as_unlabeled(patch):
         return latest.drawn[1]
 
     def changed(rng, n, *args, **kwargs):
-        count, labeled = latest.drawn
+        count, labeled = getattr(latest, "drawn", None) or (0, draw_weak(rng, 1, *args, **kwargs))
         plan = draw(rng, n, *args, **kwargs)
         first = np.arange(n) < count
         flip, offset = (np.resize(field, (n, *field.shape[1:])) for field in labeled)
@@ -340,6 +340,9 @@ def _field(name: str, change: Callable) -> Callable:
     return lambda patch: _strong(patch, lambda rng, plan: {name: change(plan)})
 
 
+# Of _FIELDS, those that change the distribution of one draw by itself, which the stage before `data` sees.
+_SHOWN_ALONE = ("last-operation-never-drawn", "second-operation-never-applied", "magnitude-of-the-operation",
+                "magnitudes-small", "signs-positive", "sign-of-magnitude")
 _FIELDS = {
     "operations-equal": ("both operations are the same", "op", lambda p: p.op[:, [0, 0]]),
     "operations-never-equal": ("drawn without replacement", "op", lambda p: np.stack(
@@ -381,7 +384,7 @@ def mu_ignored(patch):
 
 
 def strong_recipe_ignored(patch):
-    patch(loader, "POLICIES", {name: recipes.TorchSSL if name == "reference" else randaugment
+    patch(loader, "POLICIES", {name: recipes.POLICIES["torchssl" if name == "reference" else "reference"]
                                for name in recipes.POLICIES})
 
 
@@ -424,14 +427,14 @@ PLANTS = [
     Plant("images-transposed", "data", "height and width exchanged", images_transposed),
     Plant("lowest-bit-lost", "data", "views that went through another number format", lowest_bit_lost),
     Plant("batch-one-short", "data", "one image less than configured", batch_one_short),
-    Plant("weak-index-off-by-one", "data", "the weak view of the image that follows in the data set",
+    Plant("weak-index-off-by-one", "augment", "the weak view of the image that follows in the data set",
           weak_index_off_by_one),
-    Plant("strong-index-off-by-one", "data", "the strong view of the image that follows in the data set",
+    Plant("strong-index-off-by-one", "augment", "the strong view of the image that follows in the data set",
           strong_index_off_by_one),
-    Plant("strong-from-weak", "data", "RandAugment on the weak view, without a flip and crop of its own",
+    Plant("strong-from-weak", "augment", "RandAugment on the weak view, without a flip and crop of its own",
           strong_from_weak),
-    Plant("strong-plan-rolled", "data", "each strong view by the plan of its neighbour", strong_plan_rolled),
-    Plant("views-swapped", "data", "the strong views in the place of the weak ones", views_swapped),
+    Plant("strong-plan-rolled", "augment", "each strong view by the plan of its neighbour", strong_plan_rolled),
+    Plant("views-swapped", "augment", "the strong views in the place of the weak ones", views_swapped),
     Plant("labeled-strongly-augmented", "data", "RandAugment on the labeled images, too", labeled_strongly_augmented),
     Plant("data-set-written-to", "data", "augmentation in place, on the data set", data_set_written_to),
     Plant("batch-repeated", "data", "a batch made ahead is handed out twice", batch_repeated),
@@ -458,22 +461,23 @@ PLANTS = [
     Plant("same-flip", "data", "the strong view is mirrored where the weak one is", same_flip),
     Plant("same-crop", "data", "the strong view is the weak one's crop", same_crop),
     Plant("same-crop-row", "data", "weak and strong crops begin in the same row", same_crop_row),
-    Plant("one-draw-a-batch", "data", "all unlabeled images of a batch are augmented alike", one_draw_a_batch),
+    Plant("one-draw-a-batch", "augment", "all unlabeled images of a batch are augmented alike", one_draw_a_batch),
     Plant("labeled-drawn-as-unlabeled", "data", "labeled images get the flips and crops of the weak views",
           labeled_drawn_as_unlabeled),
     Plant("crop-square", "data", "crops move along the diagonal: one number for row and column", crop_square),
-    Plant("crop-never-at-the-far-edge", "data", "randint without its upper end", crop_never_at_the_far_edge),
-    Plant("crop-central", "data", "no crop at all", crop_central),
+    Plant("crop-never-at-the-far-edge", "augment", "randint without its upper end", crop_never_at_the_far_edge),
+    Plant("crop-central", "augment", "no crop at all", crop_central),
     Plant("flip-in-first-half", "data", "images of the second half of a batch are never mirrored", flip_in_first_half),
-    Plant("flip-0.25", "data", "mirrored with a probability of a quarter", flip_rare),
-    Plant("flip-setting-inverted", "data", "mirrored where the data set does not allow it, and not where it does",
+    Plant("flip-0.25", "augment", "mirrored with a probability of a quarter", flip_rare),
+    Plant("flip-setting-inverted", "augment", "mirrored where the data set does not allow it, and not where it does",
           flip_setting_inverted),
     Plant("mu-ignored", "data", "as many unlabeled images as labeled ones", mu_ignored),
     Plant("strong-recipe-ignored", "data", "another recipe of strong views than configured", strong_recipe_ignored),
-    Plant("include-labeled-inverted", "data", "labeled images among the unlabeled against the setting",
+    Plant("include-labeled-inverted", "augment", "labeled images among the unlabeled against the setting",
           include_labeled_inverted),
     Plant("labels-of-all-images", "data", "labeled batches are taken from all images", labels_of_all_images),
     Plant("unlabeled-are-the-labeled", "data", "unlabeled batches hold the labeled images alone",
           unlabeled_are_the_labeled),
-    *(Plant(name, "data", what, _field(field, change)) for name, (what, field, change) in _FIELDS.items()),
+    *(Plant(name, "augment" if name in _SHOWN_ALONE else "data", what, _field(field, change))
+      for name, (what, field, change) in _FIELDS.items()),
 ]

@@ -100,9 +100,9 @@ def _labeled_left_out(patch: Patch) -> None:
 
 
 PLANTS = [
-    Plant("wrong-mean", "augment", "ImageNet's mean for CIFAR-10",
+    Plant("wrong-mean", "config", "ImageNet's mean for CIFAR-10",
           partial(_cifar10_statistics, mean=(0.485, 0.456, 0.406))),
-    Plant("wrong-std", "augment", "the mean of the images' own deviations, a common mistake for CIFAR-10",
+    Plant("wrong-std", "config", "the mean of the images' own deviations, a common mistake for CIFAR-10",
           partial(_cifar10_statistics, std=(0.2023, 0.1994, 0.2010))),
     Plant("zero-padding", "augment", "black instead of reflected borders", partial(_crop, mode="constant")),
     Plant("crop-before-flip", "augment", "another order of the weak view", partial(_crop, crop_first=True)),

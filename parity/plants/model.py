@@ -82,7 +82,7 @@ def _no_final_bn(patch: Patch) -> None:
 
 
 def _max_pool(patch: Patch) -> None:
-    patch(wideresnet, "global_average_pool", lambda x: x.max([2, 3]))
+    patch(wideresnet, "global_average_pool", lambda x: x.max([1, 2] if layers.on_kernels(x) else [2, 3]))
 
 
 def _dropout(patch: Patch) -> None:
@@ -94,6 +94,11 @@ def _dropout(patch: Patch) -> None:
     patch(layers.BatchNorm2D, "forward", changed)
 
 
+def _half_size(x):
+    """Means of 2x2 pixels, in either layout."""
+    return F.avg_pool2d(x, 2, data_format="NHWC" if layers.on_kernels(x) else "NCHW")
+
+
 def _pooled_shortcut(patch: Patch) -> None:
     init = wideresnet.BasicBlock.__init__
 
@@ -103,7 +108,7 @@ def _pooled_shortcut(patch: Patch) -> None:
             shortcut = self.convShortcut
             shortcut.stride = 1
             plain = shortcut.forward
-            shortcut.forward = lambda x: F.avg_pool2d(plain(x), 2)
+            shortcut.forward = lambda x: _half_size(plain(x))
 
     patch(wideresnet.BasicBlock, "__init__", changed)
 
@@ -133,12 +138,12 @@ def _narrow_uniform(weight) -> None:
 
 
 PLANTS = [
-    Plant("bn-momentum-inverted", "forward", "the reference's 0.001 given to Paddle, as share of the old value",
+    Plant("bn-momentum-inverted", "operators", "the reference's 0.001 given to Paddle, as share of the old value",
           bn_momentum_inverted),
-    Plant("bn-momentum-default", "forward", "Paddle's default of 0.9", partial(bn_momentum, change=lambda m: 0.9)),
-    Plant("bn-running-variance-biased", "forward", "what Paddle's CPU kernel averages", _biased_running_variance),
-    Plant("bn-epsilon-1e-3", "forward", "the official code's epsilon", partial(_bn_epsilon, epsilon=1e-3)),
-    Plant("bn-epsilon-1e-6", "forward", "a smaller epsilon", partial(_bn_epsilon, epsilon=1e-6)),
+    Plant("bn-momentum-default", "operators", "Paddle's default of 0.9", partial(bn_momentum, change=lambda m: 0.9)),
+    Plant("bn-running-variance-biased", "operators", "what Paddle's CPU kernel averages", _biased_running_variance),
+    Plant("bn-epsilon-1e-3", "operators", "the official code's epsilon", partial(_bn_epsilon, epsilon=1e-3)),
+    Plant("bn-epsilon-1e-6", "operators", "a smaller epsilon", partial(_bn_epsilon, epsilon=1e-6)),
     Plant("activation-slope-0.01", "forward", "LeakyReLU's default slope", partial(_activation_slope, slope=0.01)),
     Plant("activation-slope-0.2", "forward", "twice the slope", partial(_activation_slope, slope=0.2)),
     Plant("activation-relu", "forward", "ReLU", partial(_activation_slope, slope=0.0)),
@@ -151,7 +156,7 @@ PLANTS = [
     Plant("stride-on-conv2", "forward", "the second convolution of a block halves the resolution", _stride_on_conv2),
     Plant("final-bn-missing", "forward", "no batch norm before the pooling", _no_final_bn),
     Plant("max-pool", "forward", "global maximum instead of average", _max_pool),
-    Plant("dropout", "forward", "dropout between a block's convolutions", _dropout),
+    Plant("dropout", "operators", "dropout between a block's convolutions", _dropout),
     Plant("shortcut-pooled", "forward", "the projection halves the resolution by pooling, not by its stride",
           _pooled_shortcut),
     Plant("residual-missing", "forward", "blocks without their shortcut", _no_residual),

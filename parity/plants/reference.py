@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import paddle
 from PIL import ImageDraw
 
 from fixmatch import ema
 from fixmatch import step as algorithm
 from fixmatch.data.augment import randaugment
+from fixmatch.models import layers
 from parity.mirror import randaugment as pillow
 from parity.plants import data
 from parity.plants.plant import Patch, Plant
@@ -52,8 +54,8 @@ def resnext_leaky_relu(patch):
 
 
 def activate_before_residual(patch):
-    _alike(patch, "models.wideresnet", "BasicBlock.__init__", lambda right: lambda self, i, o, stride, activate: right(
-        self, i, o, stride, True))
+    _alike(patch, "models.wideresnet", "BasicBlock.__init__", lambda right: lambda self, *shape: right(
+        self, *shape[:-1], activate_before_residual=True))
 
 
 def stride_on_conv2(patch):
@@ -67,7 +69,8 @@ def stride_on_conv2(patch):
 
 
 def max_pool(patch):
-    _alike(patch, "models.wideresnet", "global_average_pool", lambda right: lambda x: x.amax([2, 3]))
+    _alike(patch, "models.wideresnet", "global_average_pool", lambda right: lambda x: x.amax(
+        [1, 2] if isinstance(x, paddle.Tensor) and layers.on_kernels(x) else [2, 3]))
 
 
 # Loss and batch
@@ -96,7 +99,7 @@ def masked_mean(patch):
     def change(right):
         def changed(x, t, w, s, threshold, temperature, lambda_u):
             found = right(x, t, w, s, threshold, temperature, lambda_u)
-            loss_u = found.loss_u * len(found.mask) / found.mask.sum()
+            loss_u = found.loss_u * len(found.mask) / found.mask.sum().clip(min=1)
             return found._replace(loss_u=loss_u, loss=found.loss_x + lambda_u * loss_u)
         return changed
 
@@ -250,7 +253,7 @@ def cutout_black(patch):
 PLANTS = [
     Plant("both-bn-momentum-inverted", "reference", "the share of the new value taken for that of the old one",
           bn_momentum_inverted),
-    Plant("both-bn-epsilon-1e-3", "reference", "the official code's epsilon", bn_epsilon),
+    Plant("both-bn-epsilon-1e-3", "operators", "the official code's epsilon", bn_epsilon),
     Plant("both-relu", "reference", "ReLU for LeakyReLU", relu),
     Plant("both-slope-0.01", "reference", "LeakyReLU's default slope", slope),
     Plant("both-resnext-leaky-relu", "reference", "a ResNeXt without Mish", resnext_leaky_relu),
@@ -263,20 +266,20 @@ PLANTS = [
     Plant("both-temperature-ignored", "reference", "probabilities at a temperature of 1", temperature_ignored),
     Plant("both-lambda-u-ignored", "reference", "the unsupervised term at a weight of 1", lambda_u_ignored),
     Plant("both-masked-mean", "reference", "mean over the confident images only", masked_mean),
-    Plant("both-weak-and-strong-swapped", "reference", "pseudo-labels from the strong views", weak_and_strong_swapped),
+    Plant("both-weak-and-strong-swapped", "run", "pseudo-labels from the strong views", weak_and_strong_swapped),
     Plant("both-no-nesterov", "reference", "plain momentum", no_nesterov),
     Plant("both-weight-decay-on-bn", "reference", "only names with 'bias' are left out", weight_decay_on_bn),
     Plant("both-weight-decay-halved", "reference", "the coefficient of a penalty of w^2 / 2 taken for one of w^2",
           weight_decay_halved),
-    Plant("both-cosine-1-2", "reference", "half a cosine, down to 0", cosine_1_2),
-    Plant("both-lr-off-by-one", "reference", "the factor of the next step", lr_off_by_one),
+    Plant("both-cosine-1-2", "run", "half a cosine, down to 0", cosine_1_2),
+    Plant("both-lr-off-by-one", "run", "the factor of the next step", lr_off_by_one),
     Plant("both-warmup-in-epochs", "reference", "warm-up steps counted as epochs of 1024", warmup_in_epochs),
     Plant("both-ema-buffers-averaged", "reference", "running statistics averaged like weights", ema_buffers_averaged),
-    Plant("both-ema-before-step", "reference", "the average lags one step behind", ema_before_step),
-    Plant("both-ema-decay-0.99", "reference", "an average that moves ten times faster", ema_decay),
-    Plant("ema-starts-elsewhere", "reference", "the average starts elsewhere; in production alone",
+    Plant("both-ema-before-step", "run", "the average lags one step behind", ema_before_step),
+    Plant("both-ema-decay-0.99", "ema", "an average that moves ten times faster", ema_decay),
+    Plant("ema-starts-elsewhere", "run", "the average starts elsewhere; in production alone",
           ema_starts_elsewhere),
-    Plant("network-left-in-eval-mode", "reference", "training on running statistics; production alone",
+    Plant("network-left-in-eval-mode", "run", "training on running statistics; production alone",
           left_in_eval_mode),
     Plant("both-translate-range", "reference", "translations of three magnitudes more", translate_range),
     Plant("both-brightness-range", "reference", "one magnitude more of brightness", brightness_range),

@@ -140,11 +140,11 @@ PLANTS = [
     Plant("resume-schedule-anew", "resume", "the learning rate starts again", _schedule_anew),
     Plant("resume-schedule-one-behind", "resume", "the learning rate is one step behind", _schedule_one_behind),
     Plant("resume-one-step-again", "resume", "the last step is done a second time", _step_once_more),
-    Plant("resume-batches-anew", "resume", "the data start again from the first batch", _batches_anew),
+    Plant("resume-batches-anew", "data", "the data start again from the first batch", _batches_anew),
     Plant("resume-reseeded", "resume", "other random draws after a resume", _reseeded_by_the_step),
     Plant("resume-history-forgotten", "resume", "earlier evaluations are forgotten", _history_forgotten),
     Plant("resume-best-forgotten", "resume", "the best so far is forgotten", _best_forgotten),
     Plant("resume-best-never-beaten", "resume", "no later checkpoint becomes the best", _best_never_beaten),
     Plant("resume-log-begun-anew", "resume", "metrics.jsonl is emptied", _log_begun_anew),
-    Plant("resume-weights-rounded", "resume", "weights read in half precision", _weights_rounded),
+    Plant("resume-weights-rounded", "run", "weights read in half precision", _weights_rounded),
 ]

@@ -86,10 +86,11 @@ def outcome_of(name: str) -> Outcome:
 
 
 def case_of(plant: Plant) -> Case:
-    """The small network, with the setting of runtime.cpu_kernels, on which the plant shows."""
+    """The small network, with the setting of runtime.cpu_kernels, on which the plant shows; images may be mirrored."""
     case = small_case(plant.arch, 0)
     runtime = dataclasses.replace(case.config.runtime, cpu_kernels=plant.cpu_kernels)
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, runtime=runtime))
+    augment = dataclasses.replace(case.config.augment, flip=True)
+    return dataclasses.replace(case, config=dataclasses.replace(case.config, runtime=runtime, augment=augment))
 
 
 def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
