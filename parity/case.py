@@ -4,6 +4,7 @@ B labeled images, M = mu * B unlabeled ones, K classes.
 """
 
 import dataclasses
+import itertools
 import zlib
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ PUBLISHED = {"wideresnet": ModelConfig("wideresnet", 28, 2), "resnext": ModelCon
 # steep loss amplifies rounding from step to step.
 CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
 _CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: rounding is amplified 40 times
+
+_LARGE = 5e6  # weights
+_DRAWN = 65_537  # numbers of a larger tensor that are drawn, and repeated: a prime, so that no two rows are alike
 
 # Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
 IDLE = tuple(f"block{b}.layer.0.bn1.{p}" for b in (2, 3) for p in ("weight", "bias"))
@@ -54,7 +58,8 @@ class Case:
     def _draw(self, name: str, shape: tuple, salt: str, scale: float) -> np.ndarray:
         if name.endswith("num_batches_tracked"):
             return np.zeros(shape, dtype=np.int64)
-        normal = np.random.default_rng([self.seed, zlib.crc32((salt + name).encode())]).standard_normal(shape) * scale
+        rng = np.random.default_rng([self.seed, zlib.crc32((salt + name).encode())])
+        normal = np.resize(rng.standard_normal(min(int(np.prod(shape)), _DRAWN)), shape) * scale
         if len(shape) == 4:
             return normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3]))
         if len(shape) == 2:
@@ -88,6 +93,23 @@ class Case:
             self.config, run=dataclasses.replace(run, seed=self.seed),
             train=dataclasses.replace(train, total_steps=self.total_steps, amp=False, clip_grad_norm=0.0),
             optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)))
+
+    @property
+    def large(self) -> bool:
+        """Whether comparing all elements of all tensors takes too long before a training."""
+        model = self.config.model
+        if model.arch == "wideresnet":
+            blocks, widths = (model.depth - 4) // 6, [16, *(16 * model.width * 2**stage for stage in range(3))]
+            weights = sum(9 * (a * b + (2 * blocks - 1) * b * b) for a, b in itertools.pairwise(widths))
+        else:
+            blocks, inner = (model.depth - 2) // 9, [model.cardinality * model.width * 2**stage for stage in range(3)]
+            weights = sum(blocks * (2 * 256 * 2**stage * d + 9 * d * d // model.cardinality)
+                          for stage, d in enumerate(inner))
+        return weights > _LARGE
+
+    def small(self) -> "Case":
+        """The same network with the fewest images that still have batch statistics."""
+        return dataclasses.replace(self, batch_size=2, mu=2)
 
     def with_seed(self, seed: int) -> "Case":
         return dataclasses.replace(self, seed=seed)

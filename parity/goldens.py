@@ -22,6 +22,7 @@ from parity.compare import Trace
 STAGES = ("forward", "loss", "backward", "optimizer", "ema")  # that are recorded
 _FOLDER = pathlib.Path(__file__).parent / "goldens"
 _PROJECTIONS = 3
+_REPEATED = 1 << 16  # elements
 
 # The networks of the published configurations and of configs/digits.yaml, with the reference's hyper-parameters.
 CASES = {
@@ -57,9 +58,15 @@ def digest(trace: Trace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 
 
 def _project(name: str, array) -> np.ndarray:
+    """Signs of a large array repeat, times a sign of each repetition: drawing one for each element takes too long."""
     flat = np.asarray(array, dtype=np.float64).reshape(-1)
-    signs = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 2, (_PROJECTIONS, flat.size)) * 2.0 - 1.0
-    return np.concatenate([[np.abs(flat).max(initial=0.0)], signs @ flat])
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rows = max(1, -(-flat.size // _REPEATED))
+    columns = -(-flat.size // rows) if flat.size else 0
+    whole = flat if rows * columns == flat.size else np.concatenate([flat, np.zeros(rows * columns - flat.size)])
+    of_row, of_column = (rng.integers(0, 2, (_PROJECTIONS, n)) * 2.0 - 1.0 for n in (rows, columns))
+    sums = np.einsum("pc,pc->p", of_row @ whole.reshape(rows, columns), of_column)
+    return np.concatenate([[np.abs(flat).max(initial=0.0)], sums])
 
 
 def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:

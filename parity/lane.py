@@ -43,8 +43,9 @@ def _errors(case: Case, seeds: list[int]) -> dict[str, list[tuple[float, float]]
     errors: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
         rounded = dataclasses.replace(case, seed=seed, float32_weights=True)
-        traces = (subject.train(rounded, "float32", 1, _SECTIONS), reference.train(rounded, "float32", 1, _SECTIONS),
-                  reference.train(rounded, "float64", 1, _SECTIONS))
+        first_step = {0: _SECTIONS}
+        traces = (subject.train(rounded, "float32", first_step), reference.train(rounded, "float32", first_step),
+                  reference.train(rounded, "float64", first_step))
         for (section, ours), (_, theirs), (_, truth) in zip(*traces, strict=True):
             for name, exact in truth.items():
                 if exact.dtype.kind == "f":

@@ -1,7 +1,9 @@
 """The Torch side of every stage: the mirror, driven as parity/subject.py drives the trainer, with the same trace."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
@@ -36,12 +38,21 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
 
 
 def _build(case: Case) -> algorithm.TrainState:
-    torch.manual_seed(case.seed)
-    state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+    """The mirror's state of a network that starts with the case's weights."""
+    with _without_initial_values():
+        state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
     _load(state.model, case)
     state.ema = ema.EMA(state.model, case.config.ema.decay)
-    state.model.train()
     return state
+
+
+@contextlib.contextmanager
+def _without_initial_values() -> Iterator[None]:
+    """Networks are built with whatever lies in memory, which takes less time than numbers that are overwritten."""
+    with contextlib.ExitStack() as stack:
+        for name in ("kaiming_uniform_", "uniform_", "kaiming_normal_", "xavier_normal_"):
+            stack.enter_context(mock.patch.object(torch.nn.init, name))
+        yield
 
 
 @contextlib.contextmanager
@@ -74,9 +85,7 @@ def _average(state: ema.EMA) -> dict[str, np.ndarray]:
 
 def forward(case: Case, dtype: str) -> Trace:
     with precision(dtype):
-        torch.manual_seed(case.seed)
-        fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
-        yield "initial", {n: _array(t) for n, t in fresh.state_dict().items() if not n.endswith("num_batches_tracked")}
+        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -86,6 +95,27 @@ def forward(case: Case, dtype: str) -> Trace:
                 state.model(images)
             yield f"{mode} activations", seen
         yield "buffers", _buffers(state.model)
+
+
+def _fresh(case: Case) -> dict[str, np.ndarray]:
+    """The weights with which the mirror begins."""
+    torch.manual_seed(case.seed)
+    model = algorithm.build_model(num_classes=case.num_classes, **dataclasses.asdict(case.config.model))
+    return {n: _array(t) for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
+    with precision(dtype):
+        yield "initial", _fresh(case)
+        state, batch = _build(case), case.batch(0)
+        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+        yield "input", {"images": _array(images)}
+        state.model.eval()
+        with torch.no_grad(), _activations(state.model) as seen:
+            state.model(images)
+        yield "eval activations", seen
+        state.model.train()
+        yield from _steps(state, case, sections)
 
 
 def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -136,37 +166,38 @@ def _losses(found) -> dict[str, np.ndarray]:
             for name in ("confidence", "pseudo_labels", "mask", "loss_x", "loss_u", "loss")}
 
 
-def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trace:
+def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
     with precision(dtype):
-        state = _build(case)
-        gradients: dict[str, np.ndarray] = {}
+        yield from _steps(_build(case), case, sections)
 
-        def note(*_):
-            gradients.clear()
+
+def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
+    gradients: dict[str, np.ndarray] = {}
+
+    def note(*_):
+        gradients.clear()
+        if "gradients" in wanted:
             gradients.update({n: _array(p.grad) for n, p in reversed(list(state.model.named_parameters()))
                               if p.grad is not None})
 
-        state.optimizer.register_step_pre_hook(note)
-        for step in range(steps):
-            batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
-            with _activations(state.model) as seen:
-                found = algorithm.train_step(state, batch, case.config.ssl)
-            parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
-            seen = {n: _array(algorithm.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
-            yield from _select(step, sections, {
-                "lr": {"lr": np.array(lr)},
-                "activations": seen,
-                "losses": _losses(found),
-                "gradients": dict(gradients),
-                "momentum": _named(state.optimizer.momentum_buffers().items()),
-                "weights": _named(state.model.named_parameters()),
-                "buffers": _buffers(state.model),
-                "ema": _average(state.ema),
-            })
+    state.optimizer.register_step_pre_hook(note)
+    for step, wanted in sections.items():
+        batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
+        with _activations(state.model) as seen:
+            found = algorithm.train_step(state, batch, case.config.ssl)
+        take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
+                "activations": lambda seen=seen, batch=batch: _in_order(seen, batch),
+                "losses": lambda found=found: _losses(found), "gradients": lambda: dict(gradients),
+                "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
+                "weights": lambda: _named(state.model.named_parameters()), "buffers": lambda: _buffers(state.model),
+                "ema": lambda: _average(state.ema)}
+        yield from ((f"step {step} {name}", take[name]()) for name in wanted)
 
 
-def _select(step: int, sections: tuple[str, ...], found: dict) -> Trace:
-    yield from ((f"step {step} {name}", found[name]) for name in sections)
+def _in_order(seen: dict[str, np.ndarray], batch) -> dict[str, np.ndarray]:
+    """Activations of the interleaved batch in the order of labeled, weak and strong images."""
+    parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
+    return {n: _array(algorithm.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

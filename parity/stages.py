@@ -1,14 +1,14 @@
 """The table of stages: what each one proves, in the order of diagnosis, and how one of them is run."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from fixmatch.data import DataError
-from parity import augment, batches, operators, published, reference_figures, resume, subject
+from parity import augment, batches, goldens, operators, published, reference_figures, resume, subject
 from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
@@ -19,6 +19,13 @@ AS_IT_TRAINS = ("data", "operators", "run", "resume")
 SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "loss", "backward",
               "optimizer", "ema", "run", "resume")
 
+# The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
+_TOGETHER = {
+    "forward": ("initial", "input", "eval activations", "step 0 activations"),
+    "backward": ("step 0 losses", "step 0 gradients", "step 1 losses"),
+    "optimizer": ("step 1 momentum", "step 1 weights"),
+    "ema": ("step 1 buffers", "step 1 ema")}
+_TOGETHER_STEPS = {0: ("activations", "losses", "gradients"), 1: ("losses", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -64,10 +71,10 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("forward", "eval+train", *_both_sides("forward")),
         compared("metric", "eval", *_both_sides("metric", _metric_probe)),
         compared("loss", "-", *_both_sides("loss")),
-        compared("backward", "train", *_both_sides("train", lambda case: (1, ("losses", "gradients")))),
+        compared("backward", "train", *_both_sides("train", lambda case: ({0: ("losses", "gradients")},))),
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
-        compared("train", "train", *_both_sides("train", lambda case: (steps, _STEP_SECTIONS))),
+        compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
         Stage("run", "train+eval", "float32", _dry_run),
         Stage("resume", "train", "float32", resume.rows, needs_torch=False),
     ]
@@ -142,6 +149,42 @@ def first_failure(failed: list[StageResult]) -> StageResult | None:
     return next((r for r in failed if r.stage != "reference"), failed[0] if failed else None)
 
 
+def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
+               keep_going: bool = True) -> Iterator[StageResult]:
+    """The results of the chosen stages, in their order.
+
+    Args:
+        together: whether forward, backward, optimizer and ema are taken from one network, as the self-check does.
+    """
+    shared: dict[str, StageResult] = {}
+    for name in chosen:
+        if together and name in _TOGETHER:
+            shared = shared or _run_together(case)
+            yield shared[name]
+        else:
+            yield run_stage(every[name], case, keep_going=keep_going)
+
+
+def _run_together(case: Case) -> dict[str, StageResult]:
+    """The stages of _TOGETHER: one network is built on each side, evaluated, and trained for two steps.
+
+    Of a large network the two sides are not in memory at the same time, and digests of their tensors are compared.
+    """
+    from parity import reference  # loads Torch, which is not installed everywhere
+
+    started = time.perf_counter()
+    sides = (side.whole(case, "float64", _TOGETHER_STEPS) for side in (subject, reference))
+    ours, theirs = (list(goldens.digest(side)) for side in sides) if case.large else sides
+    stage_of = {section: name for name, sections in _TOGETHER.items() for section in sections}
+    results = {name: StageResult(name, "float64", "train") for name in _TOGETHER}
+    for row in _guarded(compare(ours, theirs)):
+        name = stage_of.get(row.tensor.partition("/")[0], "forward")
+        _note(results[name], row)
+    for result in results.values():
+        result.seconds = (time.perf_counter() - started) / len(results)
+    return results
+
+
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:
     """Runs one stage.
 
@@ -152,13 +195,17 @@ def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_goi
     started = time.perf_counter()
     result = StageResult(stage.name, stage.dtype, stage.mode)
     for row in _guarded(stage.rows(case) if reference is None else compare(stage.ours(case), reference)):
-        result.rows.append(row)
-        if not row.passed and result.first_divergence is None:
-            result.first_divergence, result.hint = row, hint_for(stage.name, row)
-            if not keep_going:
-                break
+        _note(result, row)
+        if not (row.passed or keep_going):
+            break
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _note(result: StageResult, row: Row) -> None:
+    result.rows.append(row)
+    if not row.passed and result.first_divergence is None:
+        result.first_divergence, result.hint = row, hint_for(result.stage, row)
 
 
 def _guarded(rows: Iterator[Row]) -> Iterator[Row]:

@@ -1,7 +1,9 @@
 """The Paddle side of every stage: the production code itself, watched, yielding a trace under Torch's names."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import paddle
@@ -44,11 +46,36 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
 
 
 def _build(case: Case) -> algorithm.TrainState:
-    state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
-    _load(state.model, case)
-    _load(state.ema.average, case)
-    state.model.train()
-    return state
+    """The production state, as it is built and left by production, of a network that starts with the case's weights.
+
+    The averaged network does not get them: it has to take them from the network itself.
+    """
+    built: list = []
+
+    def build_model(**shape):
+        with _without_initial_values():
+            built.append(right(**shape))
+        if len(built) == 1:
+            _load(built[0], case)
+        return built[-1]
+
+    right = algorithm.build_model
+    with mock.patch.object(algorithm, "build_model", build_model):
+        return algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+
+
+@contextlib.contextmanager
+def _without_initial_values() -> Iterator[None]:
+    """Networks are built with zeros, which takes less time than random numbers that are overwritten."""
+    zeros = paddle.nn.initializer.Constant(0.0)
+    paddle.nn.initializer.set_global_initializer(zeros, zeros)
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in ("kaiming_normal_", "xavier_normal_"):
+                stack.enter_context(mock.patch.object(paddle.nn.init, name))
+            yield
+    finally:
+        paddle.nn.initializer.set_global_initializer(None)
 
 
 def _momentum(state: algorithm.TrainState, case: Case) -> dict[str, np.ndarray]:
@@ -77,8 +104,7 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 
 def forward(case: Case, dtype: str) -> Trace:
     with precision(dtype):
-        fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
-        yield "initial", _named(fresh.state_dict().items())
+        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -88,6 +114,28 @@ def forward(case: Case, dtype: str) -> Trace:
                 state.model(images)
             yield f"{mode} activations", seen
         yield "buffers", _named(state.model.named_buffers())
+
+
+def _fresh(case: Case) -> dict[str, np.ndarray]:
+    """The weights with which production begins."""
+    paddle.seed(case.seed)
+    model = algorithm.build_model(num_classes=case.num_classes, **dataclasses.asdict(case.config.model))
+    return _named(model.state_dict().items())
+
+
+def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
+    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`."""
+    with precision(dtype):
+        yield "initial", _fresh(case)
+        state, batch = _build(case), case.batch(0)
+        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+        yield "input", {"images": _array(images)}
+        state.model.eval()
+        with paddle.no_grad(), _activations(state.model) as seen:
+            state.model(images)
+        yield "eval activations", seen
+        state.model.train()
+        yield from _steps(state, case, sections)
 
 
 def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
@@ -130,37 +178,35 @@ def _losses(found) -> dict[str, np.ndarray]:
             for name in ("confidence", "pseudo_labels", "mask", "loss_x", "loss_u", "loss")}
 
 
-def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trace:
+def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
+    """Free-running steps 0, 1, ...; `sections` says for each what of it is wanted."""
     with precision(dtype):
-        state = _build(case)
-        gradients: dict[str, np.ndarray] = {}
-        step_of_optimizer = state.optimizer.step
+        yield from _steps(_build(case), case, sections)
 
-        def step_and_note(*args):
-            gradients.clear()
+
+def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
+    gradients: dict[str, np.ndarray] = {}
+    step_of_optimizer = state.optimizer.step
+
+    def step_and_note(*args):
+        gradients.clear()
+        if "gradients" in wanted:
             gradients.update(_named((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
                                     if p.grad is not None))
-            step_of_optimizer(*args)
+        step_of_optimizer(*args)
 
-        state.optimizer.step = step_and_note
-        for step in range(steps):
-            batch, lr = case.batch(step), state.scheduler.get_lr()
-            with _activations(state.model) as seen:
-                found = algorithm.train_step(state, batch, case.config.ssl)
-            yield from _select(step, sections, {
-                "lr": {"lr": np.array(lr)},
-                "activations": seen,
-                "losses": _losses(found),
-                "gradients": dict(gradients),
-                "momentum": _momentum(state, case),
-                "weights": _named(state.model.named_parameters()),
-                "buffers": _named(state.model.named_buffers()),
-                "ema": _named(state.ema.average.state_dict().items()),
-            })
-
-
-def _select(step: int, sections: tuple[str, ...], found: dict) -> Trace:
-    yield from ((f"step {step} {name}", found[name]) for name in sections)
+    state.optimizer.step = step_and_note
+    for step, wanted in sections.items():
+        batch, lr = case.batch(step), state.scheduler.get_lr()
+        with _activations(state.model) as seen:
+            found = algorithm.train_step(state, batch, case.config.ssl)
+        take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
+                "losses": lambda found=found: _losses(found), "gradients": lambda: dict(gradients),
+                "momentum": lambda: _momentum(state, case),
+                "weights": lambda: _named(state.model.named_parameters()),
+                "buffers": lambda: _named(state.model.named_buffers()),
+                "ema": lambda: _named(state.ema.average.state_dict().items())}
+        yield from ((f"step {step} {name}", take[name]()) for name in wanted)
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

@@ -95,15 +95,14 @@ def case_of(plant: Plant) -> Case:
 
 def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
     """The stages that fail, in order, up to the one that names the fault and one of the self-check."""
-    failed: list[stages.StageResult] = []
-    for stage in stages.stages(thorough=thorough, threads=_THREADS).values():
-        with planted(name):
-            result = stages.run_stage(stage, case, keep_going=False)
-        if not result.passed:
-            failed.append(result)
-        names = {result.stage for result in failed}
-        if names - {"reference"} and names & set(stages.SELF_CHECK):
-            break
+    every, failed = stages.stages(thorough=thorough, threads=_THREADS), []
+    with planted(name):
+        for result in stages.run_chosen(every, case, every, together=not thorough, keep_going=False):
+            if not result.passed:
+                failed.append(result)
+            names = {result.stage for result in failed}
+            if names - {"reference"} and names & set(stages.SELF_CHECK):
+                break
     return failed
 
 
