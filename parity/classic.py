@@ -75,7 +75,8 @@ def train_alignment(seeds: list[int]) -> Iterator[Pair]:
     """The losses of free-running FixMatch steps of both networks, in float64."""
     for arch, model in PUBLISHED.items():
         case = Case(Config(model=model), 10, seeds[0])
-        sides = (side.train(case, "float64", dict.fromkeys(range(_TRAIN_STEPS), ("losses",))) for side in (subject, reference))
+        losses_of_steps = dict.fromkeys(range(_TRAIN_STEPS), ("losses",))
+        sides = (side.train(case, "float64", losses_of_steps) for side in (subject, reference))
         for i, ((_, ours), (_, theirs)) in enumerate(zip(*sides, strict=True)):
             for name in ("loss_x", "loss_u", "loss"):
                 yield "train_align", f"{arch}_step_{i}_{name}", ours[name], theirs[name]
