@@ -12,8 +12,6 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-from safetensors.numpy import load_file
-
 from fixmatch import inputs
 from fixmatch.config import Config
 from parity.batches import rows_of_run
@@ -39,7 +37,7 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
     def steps() -> Iterator[Row]:
         from parity import dry_run, recording  # load Torch, which is not installed everywhere
 
-        after = [load_file(path) for path in sorted(recording_folder.glob("step-*.safetensors"))]
+        after = [recording.Arrays(path) for path in sorted(recording_folder.glob("step-*.safetensors"))]
         yield from dry_run.batch_rows(config, source, split, after, first_step, facts["world_size"])
         yield from recording.rows(recording_folder, config, facts["num_classes"], facts["mean"], facts["std"],
                                   forward=facts["world_size"] == 1)

@@ -13,7 +13,7 @@ from parity.lane import rounding_lane
 from parity.report import Report
 from parity.stages import Stage, StageResult, isolate, run_chosen, run_stage
 
-_RECORDED = (*goldens.STAGES, "augment")  # the reference of `augment` is Pillow, which is always there
+_RECORDED = (*stages.TOGETHER, "loss", "augment")  # the reference of `augment` is Pillow, which is always there
 
 
 class NotRecorded(ValueError):
@@ -47,13 +47,14 @@ def self_check(case: Case, threads: int | None, plant: str | None) -> Report:
         plant: the known bug that both are to have.
     """
     started = time.perf_counter()
-    if case.large:
-        case = case.small()
+    as_it_trains = stages.AS_IT_TRAINS
+    if case.large:  # resuming is proven by `--stage resume`: three runs of a large network take too long here
+        case, as_it_trains = case.small(), tuple(name for name in as_it_trains if name != "resume")
     with _environment(OMP_NUM_THREADS=str(threads or os.environ["OMP_NUM_THREADS"])):
         context = multiprocessing.get_context("spawn")  # a process that has run Paddle's threads cannot be forked
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as other:
-            as_it_trains = other.submit(_run_some, case, stages.AS_IT_TRAINS, threads, plant)
-            results = _run_some(case, stages.EXACT, threads, plant) + as_it_trains.result()
+            trained = other.submit(_run_some, case, as_it_trains, threads, plant)
+            results = _run_some(case, stages.EXACT, threads, plant) + trained.result()
     order = list(stages.SELF_CHECK)
     return _report(case, sorted(results, key=lambda result: order.index(result.stage)), started)
 
@@ -95,7 +96,8 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
         raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install 'fixmatch-paddle[parity]'; without "
                           f"it: {', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
     golden, exact = goldens.nearest(case.config.model)
-    results = [_with_golden(every[name], golden) if name in _RECORDED and name != "augment"
+    together = stages.run_together(goldens.CASES[golden], goldens.read(golden, goldens.WHOLE))
+    results = [together[name] if name in together else _with_golden(every[name], golden) if name == "loss"
                else run_stage(every[name], case) for name in possible]
     shape = f"{golden} with the reference's hyper-parameters" + (
         "" if exact else f", the nearest recorded to {case.config.model}")

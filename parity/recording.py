@@ -11,18 +11,18 @@ B labeled images, M = mu * B unlabeled ones, K classes.
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from fixmatch.config import Config
 from parity.compare import Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as algorithm
 from parity.mirror.schedule import cosine_7_16
-from parity.reference import precision
+from parity.reference import precision, without_initial_values
 from parity.weights import paddle_to_torch
 
 # Largest allowed error of a tensor in float32, relative to what the row compares it with: about ten times the worst of
@@ -49,14 +49,20 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
             the batch.
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    before = load_file(folder / "start.safetensors")
+    before = Arrays(folder / "start.safetensors")
     yield from _start_rows(before)
-    for number, fact in enumerate(facts):
-        after = load_file(folder / f"step-{number}.safetensors")
-        with precision("float64"):
-            state = algorithm.build_state(config, num_classes, mean, std)
+    with precision("float64"):
+        state = mirror(config, num_classes, mean, std)
+        for number, fact in enumerate(facts):
+            after = Arrays(folder / f"step-{number}.safetensors")
             yield from _step_rows(f"step {fact['step']}", state, config, before, after, fact, forward)
-        before = after
+            before = after
+
+
+def mirror(config: Config, num_classes: int, mean, std) -> algorithm.TrainState:
+    """The mirror's state, without values: they are to be loaded."""
+    with without_initial_values():
+        return algorithm.build_state(config, num_classes, mean, std)
 
 
 def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
@@ -66,8 +72,8 @@ def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
 
 def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
     """The average starts from the live network."""
-    for name, array in part(start, "model").items():
-        yield exact(f"start/average of {name}", start.get(f"ema/{name}"), array)
+    for name in (name[6:] for name in start if name.startswith("model/")):
+        yield exact(f"start/average of {name}", start.get(f"ema/{name}"), start[f"model/{name}"])
 
 
 def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict,
@@ -187,7 +193,9 @@ def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
             for name, tensor in model.state_dict().items():
                 tensor.copy_(torch.from_numpy(given[name]))
     momentum = paddle_to_torch(part(arrays, "momentum"))
+    state.optimizer.state.clear()
     for name, parameter in state.model.named_parameters():
+        parameter.grad = None
         if name in momentum and state.optimizer.defaults["momentum"] > 0:
             state.optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(momentum[name]).to(parameter.dtype)
     for group in state.optimizer.param_groups:
@@ -195,8 +203,24 @@ def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     state.model.train()
 
 
-def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name[len(prefix) + 1:]: a for name, a in arrays.items() if name.startswith(prefix + "/")}
+class Arrays(Mapping):
+    """The arrays of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = safe_open(path, "numpy")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) + 1:]: arrays[name] for name in arrays if name.startswith(prefix + "/")}
 
 
 def _weights(state: dict[str, np.ndarray]) -> list[str]:

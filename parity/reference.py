@@ -33,13 +33,14 @@ def _array(tensor) -> np.ndarray:
 
 
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
-    state = case.weights({n: tuple(t.shape) for n, t in model.state_dict().items()}, scale, salt)
-    model.load_state_dict({n: torch.from_numpy(a).to(model.state_dict()[n].dtype) for n, a in state.items()})
+    """Gives a network the case's weights, one tensor after the other."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(case.weights({name: tuple(tensor.shape)}, scale, salt)[name]))
 
 
 def _build(case: Case) -> algorithm.TrainState:
     """The mirror's state of a network that starts with the case's weights."""
-    with _without_initial_values():
+    with without_initial_values():
         state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
     _load(state.model, case)
     state.ema = ema.EMA(state.model, case.config.ema.decay)
@@ -47,7 +48,7 @@ def _build(case: Case) -> algorithm.TrainState:
 
 
 @contextlib.contextmanager
-def _without_initial_values() -> Iterator[None]:
+def without_initial_values() -> Iterator[None]:
     """Networks are built with whatever lies in memory, which takes less time than numbers that are overwritten."""
     with contextlib.ExitStack() as stack:
         for name in ("kaiming_uniform_", "uniform_", "kaiming_normal_", "xavier_normal_"):

@@ -40,7 +40,7 @@ def rows(case: Case) -> Iterator[Row]:
     source = small_source(case)
     with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
         whole, stopped = (pathlib.Path(scratch) / name for name in ("whole", "stopped"))
-        config = short_config(case.config, case.num_classes, whole, STEPS)
+        config = short_config(case, whole, STEPS)
         with training_on(source):
             run.train(config)
         yield exact("stopped/step", np.array(_stop_and_resume(config, source, stopped)), np.array(STOPPED_AFTER))

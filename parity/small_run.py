@@ -38,17 +38,18 @@ def _confident_model(arch: str, num_classes: int, **shape):
     return model
 
 
-def short_config(config: Config, num_classes: int, folder: pathlib.Path, steps: int) -> Config:
-    """The configuration with a batch, a data set and a number of steps that take seconds."""
-    train, optim = config.train, config.optim
-    return dataclasses.replace(
-        config,
-        run=dataclasses.replace(config.run, dir=str(folder), log_every=1),
-        data=dataclasses.replace(config.data, num_labeled=num_classes, labels_per_class=(), split_file="", fold=None),
-        train=dataclasses.replace(train, batch_size=min(train.batch_size, 4), mu=min(train.mu, 3), total_steps=steps,
-                                  eval_every=2, eval_batch_size=7),
-        optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)),
-        parity=dataclasses.replace(config.parity, enabled=False))
+def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
+    """The case's configuration with a batch, a data set and a number of steps that take seconds."""
+    config, train = case.config, case.config.train
+    sections = {
+        "run": {"dir": str(folder), "log_every": 1},
+        "data": {"num_labeled": case.num_classes, "labels_per_class": (), "split_file": "", "fold": None},
+        "train": {"batch_size": min(train.batch_size, case.batch_size), "mu": min(train.mu, case.mu),
+                  "total_steps": steps, "eval_every": 2, "eval_batch_size": 7},
+        "optim": {"warmup_steps": min(config.optim.warmup_steps, 2)},
+        "parity": {"enabled": False}}
+    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **changes)
+                                          for name, changes in sections.items()})
 
 
 def small_source(case: Case) -> Source:

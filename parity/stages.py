@@ -20,12 +20,12 @@ SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators",
               "optimizer", "ema", "run", "resume")
 
 # The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
-_TOGETHER = {
+TOGETHER = {
     "forward": ("initial", "input", "eval activations", "step 0 activations"),
     "backward": ("step 0 losses", "step 0 gradients", "step 1 losses"),
     "optimizer": ("step 1 momentum", "step 1 weights"),
     "ema": ("step 1 buffers", "step 1 ema")}
-_TOGETHER_STEPS = {0: ("activations", "losses", "gradients"), 1: ("losses", "momentum", "weights", "buffers", "ema")}
+TOGETHER_STEPS = {0: ("activations", "losses", "gradients"), 1: ("losses", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -158,31 +158,42 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
     """
     shared: dict[str, StageResult] = {}
     for name in chosen:
-        if together and name in _TOGETHER:
-            shared = shared or _run_together(case)
+        if together and name in TOGETHER:
+            shared = shared or run_together(case)
             yield shared[name]
         else:
             yield run_stage(every[name], case, keep_going=keep_going)
 
 
-def _run_together(case: Case) -> dict[str, StageResult]:
-    """The stages of _TOGETHER: one network is built on each side, evaluated, and trained for two steps.
+def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
+    """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
 
     Of a large network the two sides are not in memory at the same time, and digests of their tensors are compared.
-    """
-    from parity import reference  # loads Torch, which is not installed everywhere
 
+    Args:
+        recorded: the digests of the reference's side, where Torch is not to be asked.
+    """
     started = time.perf_counter()
-    sides = (side.whole(case, "float64", _TOGETHER_STEPS) for side in (subject, reference))
-    ours, theirs = (list(goldens.digest(side)) for side in sides) if case.large else sides
-    stage_of = {section: name for name, sections in _TOGETHER.items() for section in sections}
-    results = {name: StageResult(name, "float64", "train") for name in _TOGETHER}
+    ours = subject.whole(case, "float64", TOGETHER_STEPS)
+    if recorded is not None or case.large:
+        ours = goldens.digest(ours)
+    theirs = recorded or whole_reference(case)
+    if case.large and recorded is None:
+        ours, theirs = list(ours), goldens.digest(theirs)
+    stage_of = {section: name for name, sections in TOGETHER.items() for section in sections}
+    results = {name: StageResult(name, "float64", "train") for name in TOGETHER}
     for row in _guarded(compare(ours, theirs)):
-        name = stage_of.get(row.tensor.partition("/")[0], "forward")
-        _note(results[name], row)
+        _note(results[stage_of.get(row.tensor.partition("/")[0], "forward")], row)
     for result in results.values():
         result.seconds = (time.perf_counter() - started) / len(results)
     return results
+
+
+def whole_reference(case: Case) -> Trace:
+    """The reference's side of `run_together`."""
+    from parity import reference  # loads Torch, which is not installed everywhere
+
+    return reference.whole(case, "float64", TOGETHER_STEPS)
 
 
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:

@@ -10,7 +10,6 @@ import paddle
 
 from fixmatch import evaluation, losses, schedule
 from fixmatch import step as algorithm
-from fixmatch.checkpoint import load_weights
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
@@ -40,9 +39,11 @@ def _named(items) -> dict[str, np.ndarray]:
 
 
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
-    shapes = {n: a.shape for n, a in paddle_to_torch({n: t.numpy() for n, t in model.state_dict().items()}).items()}
-    arrays = torch_to_paddle(case.weights(shapes, scale, salt))
-    load_weights(model, {n: a.astype(paddle.get_default_dtype()) for n, a in arrays.items()})
+    """Gives a network the case's weights, one tensor after the other."""
+    for name, tensor in model.state_dict().items():
+        (theirs, shape), *_ = ((n, a.shape) for n, a in paddle_to_torch({name: tensor.numpy()}).items())
+        array, = torch_to_paddle(case.weights({theirs: shape}, scale, salt)).values()
+        tensor.set_value(array.astype(tensor.numpy().dtype, copy=False))
 
 
 def _build(case: Case) -> algorithm.TrainState:

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from running import ROOT
 
-PACKAGES = ("parity",)
+PACKAGES = ("fixmatch", "parity", "tools")
 LONGEST = 50  # lines, from def to the last
 
 
@@ -98,3 +98,11 @@ def test_no_function_is_called_underscore(package):
                 for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                 if isinstance(node, ast.FunctionDef) and node.name == "_"]
     assert not nameless, "\n".join(nameless)
+
+
+def test_the_files_that_are_to_be_short_are():
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines())
+             for package in PACKAGES for file in files(package)}
+    assert lines[ROOT / "fixmatch/step.py"] < 150
+    assert lines[ROOT / "fixmatch/cli.py"] < 170
+    assert sorted(lines.values())[len(lines) // 2] < 110
