@@ -19,7 +19,7 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], steps: int, lane
         steps: free-running steps of the stage `train`.
         lane: whether the rounding lane follows a passed stage `backward`.
     """
-    import torch
+    import torch  # which is not installed everywhere
 
     started = time.perf_counter()
     every, results = stages.stages(steps), []

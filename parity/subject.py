@@ -19,6 +19,7 @@ from parity.weights import paddle_to_torch, torch_to_paddle
 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
+    """Makes `dtype` the default for the length of a with block."""
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
@@ -76,6 +77,7 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 
 
 def forward(case: Case, dtype: str) -> Trace:
+    """Fresh weights, then with the case's: the input, all activations in eval and in train mode, running statistics."""
     with precision(dtype):
         fresh = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std).model
         yield "initial", _named(fresh.state_dict().items())
@@ -98,6 +100,7 @@ def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
 
 
 def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int) -> Trace:
+    """Accuracy and loss of a network that looks up image i's logits in row i of `table`."""
     class Lookup(paddle.nn.Layer):
         def forward(self, x):
             return paddle.gather(paddle.to_tensor(table), (x[:, 0, 0, 0] * 255).round().astype("int64"))
@@ -108,6 +111,7 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
 
 
 def loss(case: Case, dtype: str) -> Trace:
+    """The FixMatch loss on probes, the gradients of its logits, and whether pseudo-labels are detached."""
     ssl = case.config.ssl
     with precision(dtype):
         for probe, (x, targets, u_w, u_s) in loss_probes(case.num_classes, case.seed).items():
@@ -131,6 +135,7 @@ def _losses(found) -> dict[str, np.ndarray]:
 
 
 def train(case: Case, dtype: str, steps: int, sections: tuple[str, ...]) -> Trace:
+    """These sections of each of so many free-running FixMatch steps."""
     with precision(dtype):
         state = _build(case)
         gradients: dict[str, np.ndarray] = {}
@@ -179,6 +184,7 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
 
 
 def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], points: list[int]) -> Trace:
+    """For each (total steps, warm-up steps): the first 30 learning rates, and those at so many percent of the run."""
     for total, warmup in settings:
         scheduler = schedule.build_scheduler(case.config.optim.lr, total, warmup)
         first = []
@@ -193,6 +199,7 @@ def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], point
 
 
 def average(case: Case, dtype: str, rounds: int) -> Trace:
+    """The average after each round of new weights."""
     with precision(dtype):
         state = _build(case)
         for i in range(rounds):
