@@ -6,7 +6,7 @@ import numpy as np
 
 from parity.compare import Row
 
-# (stage pattern, tensor pattern, cause); the first match counts. The planted bugs in parity/plants.py are what this was
+# (stage pattern, tensor pattern, cause); the first match counts. The planted bugs in parity/plants/ are what this was
 # tried on.
 _HINTS = (
     ("forward", "initial/*bn*", "batch norm that does not start at weight 1, bias 0, mean 0, variance 1"),

@@ -13,6 +13,7 @@ _LOWEST, _HIGHEST = -18, 1  # exponents of ten on the vertical axis
 
 
 def html_page(report: Report) -> str:
+    """The whole page; tensor names and hints are escaped."""
     failure = report.first_failure()
     return _PAGE.format(
         verdict=html.escape(report.verdict()), tone="ok" if report.passed else "bad",

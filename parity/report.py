@@ -69,12 +69,14 @@ class Report:
         return "\n".join(lines)
 
     def json(self) -> dict:
+        """All of it but the single tensors, ready for json.dumps."""
         return {"verdict": self.verdict(), "passed": self.passed, "seconds": round(self.seconds, 3),
                 "against": self.against, "subject": self.subject, "versions": versions(), "gate": GATE,
                 "declared_deviations": list(DECLARED_DEVIATIONS), "stages": [_stage_json(r) for r in self.results]}
 
 
 def versions() -> dict[str, str | None]:
+    """Of Python and the packages that compute, None for one that is not installed; and the number of threads."""
     found = {"python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
     for package in ("paddlepaddle", "torch", "numpy", "pillow"):
         try:
