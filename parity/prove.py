@@ -27,14 +27,7 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
         every: the table of stages to choose from.
         lane: whether the rounding lane follows a passed stage `backward`.
     """
-<<<<<<< HEAD
     started, results = time.perf_counter(), []
-=======
-    import torch  # which is not installed everywhere
-
-    started = time.perf_counter()
-    every, results = stages.stages(steps), []
->>>>>>> parityhouse
     for seed in seeds:
         for name in chosen:
             result = run_stage(every[name], case.with_seed(seed))
