@@ -102,6 +102,8 @@ class _NotJoined(DidNotRun):
 
 
 def _launch_once(folder: pathlib.Path) -> None:
+    for file in folder.glob("joined-*"):
+        file.unlink()
     with contextlib.ExitStack() as cleanup:
         processes = []
         for rank, environment in enumerate(_environments()):
@@ -190,14 +192,16 @@ def _equal_rows(found: list) -> Iterator[Row]:
     """After every step all ranks hold the same, bit for bit."""
     names = [[name for name in file.keys() if name.startswith("checksum ")] for file in found]  # noqa: SIM118
     for name in sorted({*names[0], *names[1]}, key=_in_order):
-        one, other = (file.get_tensor(name) if name in known else None for file, known in zip(found, names, strict=True))
+        one, other = (file.get_tensor(name) if name in known else None
+                      for file, known in zip(found, names, strict=True))
         row = exact(f"equal on all ranks: {name.removeprefix('checksum ')}", other, one)
         yield row if row.passed else row._replace(why="rank 1 has another one than rank 0", ours=None, reference=None)
 
 
 def _in_order(name: str) -> tuple:
-    statistics, _, _, step, part = name.removeprefix("checksum ").split("/")[0].split()
-    return statistics, int(step), ranks_worker.PARTS.index(part)
+    """The order in which a fault would show: "checksum STATISTICS statistics step N PART/NAME"."""
+    _, statistics, _, _, step, part = name.split("/")[0].split()
+    return statistics, int(step), ranks_worker.PARTS.index(part), name
 
 
 def _whole_rows(config: Config, source: Source, batches: list[list[Batch]], found) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from fixmatch.models.layers import BatchNorm2D
 from fixmatch.runtime import select_device
 
 STEPS = 3
-PARTS = ("gradients", "momentum", "weights", "average")
+PARTS = ("start", "gradients", "momentum", "weights", "average")  # start: the weights before the step
 FLAGS = ((False, False), (True, False), (False, True), (True, True))  # of the two ranks, that `anywhere` is asked about
 
 
@@ -64,14 +64,16 @@ def steps_on(config: Config, source: Source, batches: list[Batch], statistics: s
     if statistics == "constant":
         _fix_statistics(state, source)
     gradients = _note_gradients(state)
-    parameters = [name for name, _ in state.model.named_parameters()]
+    parameters = dict(state.model.named_parameters())
     for step, batch in enumerate(batches):
+        for name, tensor in parameters.items():
+            yield f"{statistics} statistics step {step} start/{name}", np.ascontiguousarray(tensor)
         if config.ssl.mode == "fixmatch":
             algorithm.train_step(state, batch, config.ssl)
         else:
             algorithm.supervised_step(state, batch)
         found = gradients, state.optimizer.state(), state.model.state_dict(), state.ema.average.state_dict()
-        for part, tensors in zip(PARTS, found, strict=True):
+        for part, tensors in zip(PARTS[1:], found, strict=True):
             for name in parameters:
                 if name in tensors:
                     yield f"{statistics} statistics step {step} {part}/{name}", np.ascontiguousarray(tensors[name])
@@ -80,7 +82,7 @@ def steps_on(config: Config, source: Source, batches: list[Batch], statistics: s
 def is_compared(name: str) -> bool:
     """Whether this tensor is held to one process's: the first gradients, and what three steps have come to."""
     return name.startswith(("constant statistics step 0 gradients/",
-                            *(f"constant statistics step {STEPS - 1} {part}/" for part in PARTS[1:])))
+                            *(f"constant statistics step {STEPS - 1} {part}/" for part in PARTS[2:])))
 
 
 def _fix_statistics(state: algorithm.TrainState, source: Source) -> None:

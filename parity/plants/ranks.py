@@ -25,16 +25,22 @@ def _not_averaged(patch: Patch) -> None:
 
 def _before_the_optimizer(patch: Patch, change) -> None:
     """Gradients of each rank alone, to which change(optimizer) does something just before they are used."""
-    right = optimizer.TwoGroupSGD.step
+    right = algorithm.update
 
-    def changed(self, *args):
-        if not _alone():
+    def changed(state, loss):
+        step = state.optimizer.step
+
+        def changed_step(*args):
             with paddle.no_grad():
-                change(self)
-        return right(self, *args)
+                change(state.optimizer)
+            return step(*args)
+
+        state.optimizer.step = step if _alone() else changed_step
+        right(state, loss)
+        state.optimizer.step = step
 
     _not_averaged(patch)
-    patch(optimizer.TwoGroupSGD, "step", changed)
+    patch(algorithm, "update", changed)
 
 
 def _average(tensors) -> None:
@@ -88,16 +94,16 @@ def _weights_averaged_instead(patch: Patch) -> None:
 
 def _every_other_step(patch: Patch) -> None:
     """Gradients are averaged at the second step only, as where accumulation over two steps is left on."""
-    right = algorithm.update
+    right = algorithm.forward
 
-    def changed(state, loss):
+    def changed(state, images):
         state.steps = getattr(state, "steps", 0) + 1
         if _alone() or state.steps % 2 == 0:
-            return right(state, loss)
+            return right(state, images)
         with state.network.no_sync():
-            return right(state, loss)
+            return right(state, images)
 
-    patch(algorithm, "update", changed)
+    patch(algorithm, "forward", changed)
 
 
 def _average_before_the_step(patch: Patch) -> None:
@@ -133,16 +139,21 @@ def _same_share(patch: Patch) -> None:
     patch(inputs, "build_loader", lambda config, source, split, rank=0, world_size=1: right(config, source, split))
 
 
-def _unused_not_looked_for(patch: Patch) -> None:
-    patch(distributed, "parallel", lambda model: model if _alone() else paddle.DataParallel(model))
-
-
 def _flag_of_this_rank(patch: Patch) -> None:
     patch(distributed, "anywhere", lambda flag: flag)
 
 
 def _flag_of_rank_0(patch: Patch) -> None:
     patch(distributed, "anywhere", lambda flag: bool(distributed.gather(np.array([int(flag)]))[0]))
+
+
+def _flag_of_all(patch: Patch) -> None:
+    patch(distributed, "anywhere", lambda flag: bool(distributed.gather(np.array([int(flag)])).all()))
+
+
+def _gathered_in_float32(patch: Patch) -> None:
+    right = distributed.gather
+    patch(distributed, "gather", lambda array: right(array.astype(np.float32)).astype(array.dtype))
 
 
 def _own_part_first(patch: Patch) -> None:
@@ -173,8 +184,9 @@ PLANTS = [
     Plant("ranks-average-before-step", "ranks", "the average lags one step behind on rank 1", _average_before_the_step),
     Plant("ranks-start-apart", "ranks", "ranks start from different weights", _other_weights),
     Plant("ranks-same-share", "ranks", "all ranks train on the same share of the images", _same_share),
-    Plant("ranks-unused-not-looked-for", "ranks", "find_unused_parameters is off", _unused_not_looked_for),
     Plant("ranks-stop-of-this-rank", "ranks", "a signal stops only the rank that receives it", _flag_of_this_rank),
     Plant("ranks-stop-of-rank-0", "ranks", "a signal to another rank than 0 is not obeyed", _flag_of_rank_0),
+    Plant("ranks-stop-of-all", "ranks", "a signal is obeyed only if every rank receives it", _flag_of_all),
+    Plant("ranks-gather-float32", "ranks", "gather sends everything in single precision", _gathered_in_float32),
     Plant("ranks-own-part-first", "ranks", "gather puts the rank's own part first", _own_part_first),
 ]
