@@ -73,8 +73,7 @@ def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | No
     average = raw if average is None else theirs.arrays(average, f"{source}: ema_state_dict")
     model, num_classes = infer_model(raw, source)
     parts = {"model": torch_to_paddle(raw), "ema": torch_to_paddle(average)}
-    worst = max(verify(model, num_classes, state, parts[part], source)
-                for part, state in (("model", raw), ("ema", average)))
+    worst = verify(model, num_classes, [(raw, parts["model"]), (average, parts["ema"])], source)
     buffers, optim, note = _momentum(content.get("optimizer"), model, num_classes, f"{source}: optimizer")
     parts["momentum"] = torch_to_paddle(buffers)
     if theirs.OWN in content and dataset is None:
@@ -95,8 +94,7 @@ def to_reference(source: pathlib.Path, target: pathlib.Path, which: str = "lates
     except ValueError as error:
         raise ConvertError(f"{source}: {error}") from None
     model, num_classes = infer_model(raw, source)
-    worst = max(verify(model, num_classes, state, saved.part(part), source)
-                for part, state in (("model", raw), ("ema", average)))
+    worst = verify(model, num_classes, [(raw, saved.part("model")), (average, saved.part("ema"))], source)
     config, blob = from_dict(saved.manifest.config, f"{source}/checkpoint.json"), io.BytesIO()
     network = theirs.network_of(model, num_classes)
     torch.save(theirs.content(raw, average, buffers, network, config, saved.manifest), blob)
@@ -162,29 +160,34 @@ def infer_model(state: dict[str, np.ndarray], where) -> tuple[ModelConfig, int]:
         raise ConvertError(f"{where}: holds neither a WideResNet nor a ResNeXt of the reference") from None
 
 
-def verify(model: ModelConfig, num_classes: int, torch_state: dict, paddle_state: dict, where) -> float:
-    """Largest relative difference of the two frameworks' logits, in float64 and eval mode. Raises ConvertError."""
+def verify(model: ModelConfig, num_classes: int, states: list[tuple[dict, dict]], where) -> float:
+    """Largest relative difference of the two frameworks' logits, in float64 and eval mode. Raises ConvertError.
+
+    Args:
+        states: pairs of the same state under Torch's names and under Paddle's.
+    """
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))  # small: only the weights matter
-    shape = dataclasses.asdict(model)
-    before = paddle.get_default_dtype()
+    shape, worst, before = dataclasses.asdict(model), 0.0, paddle.get_default_dtype()
     try:
         paddle.set_default_dtype("float64")
         ours = fixmatch.models.build_model(num_classes=num_classes, **shape)
-        load_weights(ours, {n: a.astype(np.float64) for n, a in paddle_state.items()})
     finally:
         paddle.set_default_dtype(before)
     mirror = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
-    try:
-        mirror.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in torch_state.items()})
-    except RuntimeError as error:
-        raise ConvertError(f"{where}: does not fit {model.arch}: {' '.join(str(error).split())[:200]}") from None
     ours.eval()
     mirror.eval()
-    with torch.no_grad(), paddle.no_grad():
-        expected, found = mirror(torch.from_numpy(images)).numpy(), ours(paddle.to_tensor(images)).numpy()
-    worst = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not worst < TOLERANCE:
-        raise ConvertError(f"{where}: the converted logits differ by {worst:.1e}; nothing was written")
+    for torch_state, paddle_state in states:
+        load_weights(ours, {n: a.astype(np.float64) for n, a in paddle_state.items()})
+        try:
+            mirror.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in torch_state.items()})
+        except RuntimeError as error:
+            raise ConvertError(f"{where}: does not fit {model.arch}: {' '.join(str(error).split())[:200]}") from None
+        with torch.no_grad(), paddle.no_grad():
+            expected, found = mirror(torch.from_numpy(images)).numpy(), ours(paddle.to_tensor(images)).numpy()
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not error < TOLERANCE:  # so that NaN is refused, too
+            raise ConvertError(f"{where}: the converted logits differ by {error:.1e}; nothing was written")
+        worst = max(worst, error)
     return worst
 
 
