@@ -1,6 +1,6 @@
 """Stage `ranks`: two processes that train together stay equal, and compute what one process does on both batches.
 
-Two processes of parity/ranks_worker.py are joined through gloo on this machine's CPU, and run the production step in
+Two processes of parity/ranks_worker.py are joined by parity/launch.py, and run the production step in
 float64, each on its own share of the production Loader's batches. Once with batch norm as it trains: what is trained
 must be the same on both ranks, bit for bit. Once with constant running statistics, where an image's gradient does not
 depend on the others: then the average over ranks is the gradient of the whole batch, which this process computes.
@@ -11,14 +11,8 @@ B labeled images a rank, M = mu * B unlabeled ones.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,21 +23,14 @@ from fixmatch import inputs
 from fixmatch.config import Config, to_yaml
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch
-from parity import plants, ranks_worker
+from parity import launch, plants, ranks_worker
 from parity.case import PUBLISHED, Case
 from parity.compare import Row, compare_tensor
 from parity.dry_run import short_config, small_source
 from parity.recording import exact, near
 from parity.subject import precision
 
-RANKS = 2
 GATE = 1e-10  # of what one process computes, over the largest element
-TIMEOUT = 300  # seconds; a small network takes 4
-TO_JOIN = 60  # seconds of that, until both have found each other
-
-
-class DidNotRun(RuntimeError):
-    """The processes have not come to an end; the message is one line."""
 
 
 def rows(case: Case) -> Iterator[Row]:
@@ -53,13 +40,13 @@ def rows(case: Case) -> Iterator[Row]:
         folder = pathlib.Path(scratch)
         _write_task(folder, config, source)
         try:
-            launch(folder)
-        except DidNotRun as error:
+            launch.launch(ranks_worker.__name__, folder)
+        except launch.DidNotRun as error:
             yield Row("ranks/finished", np.inf, np.inf, False, str(error))
             return
         with contextlib.ExitStack() as files:
             found = [files.enter_context(safe_open(folder / f"rank-{rank}.safetensors", "numpy"))
-                     for rank in range(RANKS)]
+                     for rank in range(launch.RANKS)]
             yield from _collective_rows(found)
             batches = [[Batch(*(f.get_tensor(f"batch {step}/{name}") for name in Batch._fields)) for f in found]
                        for step in range(ranks_worker.STEPS)]
@@ -92,83 +79,9 @@ def _short(case: Case) -> Config:
 def _write_task(folder: pathlib.Path, config: Config, source: Source) -> None:
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (folder / "task.json").write_text(json.dumps({
-        "num_classes": len(source.classes), "mean": source.mean, "std": source.std, "timeout": TIMEOUT,
+        "num_classes": len(source.classes), "mean": source.mean, "std": source.std, "timeout": launch.TIMEOUT,
         "flip": source.flip, "plant": plants.current}), encoding="utf-8")
     save_file({"images": source.train.images, "labels": source.train.labels}, folder / "images.safetensors")
-
-
-# --- the processes
-
-
-def launch(folder: pathlib.Path) -> None:
-    """Runs all ranks to their end. Raises DidNotRun, with no process left behind."""
-    for last in (False, True):
-        try:
-            return _launch_once(folder)
-        except _NotJoined as error:  # another program may have taken the port since it was chosen
-            if last:
-                raise DidNotRun(f"{RANKS} processes could not join through gloo: {error}") from None
-
-
-class _NotJoined(DidNotRun):
-    """It ended before the ranks had found each other."""
-
-
-def _launch_once(folder: pathlib.Path) -> None:
-    for file in folder.glob("joined-*"):
-        file.unlink()
-    with contextlib.ExitStack() as cleanup:
-        processes = []
-        for rank, environment in enumerate(_environments()):
-            output = cleanup.enter_context(open(folder / f"output-{rank}.txt", "w", encoding="utf-8"))
-            processes.append(subprocess.Popen(  # noqa: S603
-                [sys.executable, "-W", "ignore", "-m", ranks_worker.__name__, folder], env=environment, stdout=output,
-                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True))
-            cleanup.callback(_kill, processes[-1])
-        started = time.monotonic()
-        while any(process.poll() is None for process in processes):
-            joined = all((folder / f"joined-{rank}").exists() for rank in range(RANKS))
-            failed = [rank for rank, process in enumerate(processes) if process.poll()]
-            if failed:
-                raise (DidNotRun if joined else _NotJoined)(_last_words(folder, processes, failed[0]))
-            limit = TIMEOUT if joined else TO_JOIN
-            if time.monotonic() - started > limit:
-                raise (DidNotRun if joined else _NotJoined)(f"not done within {limit} s")
-            time.sleep(0.02)
-        failed = [rank for rank, process in enumerate(processes) if process.returncode]
-        if failed:
-            raise DidNotRun(_last_words(folder, processes, failed[0]))
-
-
-def _environments() -> Iterator[dict[str, str]]:
-    """Of each rank, as paddle.distributed.launch would set it."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(RANKS)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    inherited = {name: value for name, value in os.environ.items()
-                 if not name.startswith(("PADDLE_", "MASTER_", "FLAGS_selected_"))}
-    root = str(pathlib.Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    for rank, endpoint in enumerate(endpoints):
-        yield inherited | {
-            "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PADDLE_TRAINER_ID": str(rank),
-            "PADDLE_TRAINERS_NUM": str(RANKS), "PADDLE_CURRENT_ENDPOINT": endpoint,
-            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_DISTRI_BACKEND": "gloo"}
-
-
-def _kill(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _last_words(folder: pathlib.Path, processes: list, rank: int) -> str:
-    code, said = processes[rank].returncode, (folder / f"output-{rank}.txt").read_text(errors="replace").split("\n")
-    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    telling = [line.strip() for line in said if "Error" in line] or [line.strip() for line in said if line.strip()]
-    return f"rank {rank} ended with {cause}{': ' + telling[-1] if telling else ''}"
 
 
 # --- what they found
@@ -189,7 +102,7 @@ def _collective_rows(found: list) -> Iterator[Row]:
 def _share_rows(config: Config, source: Source, batches: list[list[Batch]]) -> Iterator[Row]:
     """The ranks' shares of a step, one after the other, are the images of one process with the whole batch."""
     whole = inputs.build_loader(dataclasses.replace(config, train=dataclasses.replace(
-        config.train, batch_size=RANKS * config.train.batch_size)), source, inputs.choose_split(config, source))
+        config.train, batch_size=launch.RANKS * config.train.batch_size)), source, inputs.choose_split(config, source))
     for step, shares in enumerate(batches):
         for name in ("targets_x", "targets_u"):
             yield exact(f"share of step {step}/{name}", np.concatenate([getattr(share, name) for share in shares]),

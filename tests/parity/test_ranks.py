@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 pytest.importorskip("torch")
 
-from parity import plants, ranks, ranks_worker
+from parity import launch, plants, ranks, ranks_worker
 from parity.case import IDLE, small_case
 from parity.dry_run import small_source
 from parity.plants.ranks import PLANTS
@@ -112,8 +112,8 @@ def failing_row(case):
 
 def test_processes_that_cannot_join_are_one_line(monkeypatch, started):
     """With a backend that this build of Paddle or this machine has not."""
-    environments = ranks._environments
-    monkeypatch.setattr(ranks, "_environments", lambda: [
+    environments = launch._environments
+    monkeypatch.setattr(launch, "_environments", lambda: [
         environment | {"PADDLE_DISTRI_BACKEND": "no such backend"} for environment in environments()])
     assert "could not join through gloo" in failing_row(small_case("wideresnet", 0)).why
     assert len(started) == 4  # tried twice
@@ -122,14 +122,14 @@ def test_processes_that_cannot_join_are_one_line(monkeypatch, started):
 
 def test_ranks_that_wait_for_each_other_are_ended(monkeypatch, started):
     """Rank 1 is told that there is another master, and rank 0 waits for it in vain."""
-    environments = ranks._environments
+    environments = launch._environments
 
     def apart():
         one, other = environments()
         return [one, other | {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2"}]
 
-    monkeypatch.setattr(ranks, "_environments", apart)
-    monkeypatch.setattr(ranks, "TO_JOIN", 6)
+    monkeypatch.setattr(launch, "_environments", apart)
+    monkeypatch.setattr(launch, "TO_JOIN", 6)
     assert "not done within 6 s" in failing_row(small_case("wideresnet", 0)).why
     assert none_is_left(started)
 
@@ -148,7 +148,7 @@ def test_a_rank_that_fails_takes_the_other_with_it(monkeypatch, started):
 
 
 def test_training_that_takes_too_long_is_ended(monkeypatch, started):
-    monkeypatch.setattr(ranks, "TIMEOUT", 2)
+    monkeypatch.setattr(launch, "TIMEOUT", 2)
     row = failing_row(small_case("resnext", 0))
     assert "not done within 2 s" in row.why or "SIGALRM" in row.why, row.why
     assert none_is_left(started)
@@ -159,7 +159,7 @@ def test_a_launcher_around_the_proof_is_not_joined(monkeypatch, tmp_path):
     for name, value in {"PADDLE_TRAINER_ID": "3", "PADDLE_TRAINERS_NUM": "4", "PADDLE_MASTER": "10.0.0.1:1",
                         "MASTER_ADDR": "10.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    found = list(ranks._environments())
+    found = list(launch._environments())
     assert [environment["PADDLE_TRAINER_ID"] for environment in found] == ["0", "1"]
     assert {environment["PADDLE_TRAINERS_NUM"] for environment in found} == {"2"}
     assert not any(name in environment for environment in found for name in ("PADDLE_MASTER", "MASTER_ADDR"))
@@ -172,7 +172,7 @@ def test_the_ranks_are_given_different_images(tmp_path):
     case = small_case("wideresnet", 0)
     ranks._write_task(tmp_path, ranks._short(case), small_source(case))
     assert json.loads((tmp_path / "task.json").read_text())["plant"] is None
-    ranks.launch(tmp_path)
+    launch.launch(ranks_worker.__name__, tmp_path)
     one, other = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(2))
     for name in ("x", "u_w", "u_s"):
         assert (one[f"batch 0/{name}"] != other[f"batch 0/{name}"]).any()
