@@ -139,10 +139,25 @@ def _prefix_kept(patch: Patch) -> None:
     patch(reference_checkpoint, "arrays", changed)
 
 
-def _manifest(patch: Patch, function: str, change) -> None:
-    """Checkpoints that say change(manifest), of a file made here or of the reference's own."""
-    right = getattr(convert, function)
-    patch(convert, function, lambda *args: dataclasses.replace(right(*args), **change(right(*args))))
+def _manifest(patch: Patch, change) -> None:
+    """Checkpoints of the reference's own files that say change(manifest)."""
+    right = convert._manifest
+    patch(convert, "_manifest", lambda *args: _changed(right(*args), change))
+
+
+def _own_manifest(patch: Patch, change) -> None:
+    """Checkpoints that say change(manifest), of a file made here."""
+    right = convert._own_facts
+
+    def changed(*args):
+        manifest, augment = right(*args)
+        return _changed(manifest, change), augment
+
+    patch(convert, "_own_facts", changed)
+
+
+def _changed(manifest, change):
+    return dataclasses.replace(manifest, **change(manifest))
 
 
 PLANTS = [
@@ -180,9 +195,9 @@ PLANTS = [
           _average_not_read),
     Plant("convert-prefix-kept", "convert", "the prefix `module.` stays in the names", _prefix_kept),
     Plant("convert-classes-sorted", "convert", "class names come back in alphabetical order",
-          partial(_manifest, function="_own_manifest", change=lambda m: {"classes": sorted(m.classes)})),
+          partial(_own_manifest, change=lambda m: {"classes": sorted(m.classes)})),
     Plant("convert-step-lost", "convert", "a checkpoint of the reference is at step 0",
-          partial(_manifest, function="_manifest", change=lambda m: {"step": 0})),
+          partial(_manifest, change=lambda m: {"step": 0})),
     Plant("convert-std-of-imagenet", "convert", "a checkpoint of the reference is given ImageNet's deviations",
-          partial(_manifest, function="_manifest", change=lambda m: {"std": (0.229, 0.224, 0.225)})),
+          partial(_manifest, change=lambda m: {"std": (0.229, 0.224, 0.225)})),
 ]

@@ -239,13 +239,14 @@ def test_class_names_and_step_of_other_data_come_back(tmp_path):
     assert checkpoint.load(tmp_path / "back").manifest == checkpoint.load(tmp_path / "run").manifest
 
 
-@pytest.mark.parametrize("facts", [3, {}, {"step": "two"}, "classes"])
+@pytest.mark.parametrize("facts", [3, {}, {"manifest": {"step": "two"}, "augment": {}}, {"manifest": 3}, "classes"])
 def test_damaged_facts_of_ours_are_refused(facts, tmp_path, capsys):
     ours(tmp_path / "run", ["a", "b"])
     assert convert.main([str(tmp_path / "run"), str(tmp_path / "a.pth")]) == 0
     content = torch.load(tmp_path / "a.pth", weights_only=True)
     own = content[reference_checkpoint.OWN]
-    content[reference_checkpoint.OWN] = own | {"classes": ["a"]} if facts == "classes" else facts
+    content[reference_checkpoint.OWN] = (
+        own | {"manifest": own["manifest"] | {"classes": ["a"]}} if facts == "classes" else facts)
     torch.save(content, tmp_path / "a.pth")
     assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "back")]) == 2
     assert len((err := capsys.readouterr().err).splitlines()) == 1
@@ -344,6 +345,21 @@ def test_the_stage_passes_on_clean_code(arch):
     for what in ("logits", "further step"):
         worst = max(row.relative for row in rows if what in row.tensor)
         assert worst < 1e-13, (what, worst)
+
+
+@pytest.mark.parametrize("changed", [
+    {"augment": {"strong": "ctaugment"}},  # whose rates the reference does not know
+    {"optim": {"momentum": 0.0, "nesterov": False}},  # with which Torch keeps no buffers
+    {"train": {"clip_grad_norm": 1.0}, "optim": {"warmup_steps": 5}},
+    {"ssl": {"mode": "none"}},
+])
+def test_the_stage_passes_under_other_settings(changed):
+    case = small_case("wideresnet", 0)
+    sections = {name: dataclasses.replace(getattr(case.config, name), **values) for name, values in changed.items()}
+    rows = list(convert_stage.rows(dataclasses.replace(case, config=dataclasses.replace(case.config, **sections))))
+    assert not [row.tensor for row in rows if not row.passed]
+    if "augment" in changed:
+        assert any(row.tensor.startswith("back augment/") for row in rows)
 
 
 def test_every_plant_has_a_row_here():
