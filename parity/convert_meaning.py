@@ -16,9 +16,8 @@ from fixmatch.checkpoint import Checkpoint, load_weights
 from fixmatch.config import Config, from_dict
 from parity import subject
 from parity.case import IDLE, Case
-from parity.compare import Row, compare_tensor
+from parity.compare import Row, compare_tensor, near
 from parity.mirror import step as mirror
-from parity.recording import near
 from parity.reference import precision
 from parity.weights import paddle_to_torch, torch_to_paddle
 

@@ -19,14 +19,13 @@ from fixmatch.checkpoint import Checkpoint
 from fixmatch.config import Config, OptimConfig, from_dict
 from parity import convert
 from parity.case import Case
-from parity.compare import Row
+from parity.compare import Row, exact
 from parity.convert_meaning import meaning_rows
-from parity.dry_run import short_config, small_source, training_on
 from parity.mirror import step as mirror
 from parity.mirror.models import build_model
 from parity.ranks import narrowed
-from parity.recording import exact
 from parity.reference import precision
+from parity.small_run import short_config, small_source, training_on
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 STEP = 5 * 1024 + 7  # that the converted checkpoint says it is from: within an epoch of the reference, its sixth
@@ -99,7 +98,7 @@ def _from_the_mirror(case: Case, folder: pathlib.Path) -> Iterator[Row]:
 def _trained(case: Case, folder: pathlib.Path) -> Checkpoint:
     """The checkpoint of a short production run, in folder/late, as if it had come later in a long one."""
     with training_on(small_source(case)):
-        run.train(short_config(case.config, case.num_classes, folder / "run"))
+        run.train(short_config(case, folder / "run", steps=3))
     saved = checkpoint.load(folder / "run/checkpoints/latest")
     arrays, manifest = _square(saved.arrays, case.seed), saved.manifest
     train = manifest.config["train"] | {"total_steps": 2**20, "clip_grad_norm": 0.0}  # the reference does not clip

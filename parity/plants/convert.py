@@ -1,4 +1,7 @@
-"""Bugs in turning checkpoints of the reference into ours and back."""
+"""Bugs in turning checkpoints of the reference into ours and back.
+
+The modules they are in load Torch, and are imported only where a plant is put in.
+"""
 
 import dataclasses
 from functools import partial
@@ -6,12 +9,14 @@ from functools import partial
 import numpy as np
 
 from fixmatch.optimizer import decays
-from parity import convert, reference_checkpoint, weights
+from parity import weights
 from parity.plants.plant import Patch, Plant
 
 
 def _written(patch: Patch, change) -> None:
     """Files of change(content), of what would be written."""
+    from parity import reference_checkpoint
+
     right = reference_checkpoint.content
 
     def changed(*args):
@@ -24,6 +29,8 @@ def _written(patch: Patch, change) -> None:
 
 def _named_for_torch(patch: Patch, change) -> None:
     """State under Torch's names, as change(state) leaves it, on the way to the reference."""
+    from parity import convert
+
     def changed(state):
         converted = weights.paddle_to_torch(state)
         change(converted)
@@ -103,6 +110,8 @@ def _second_group_shifted(content: dict) -> None:
 
 def _numbered_without_groups(patch: Patch) -> None:
     """Parameters are counted in the network's order, as if there were one group."""
+    from parity import reference_checkpoint
+
     def changed(network):
         names = [name for name, _ in network.named_parameters()]
         first = sum(map(decays, names))
@@ -112,14 +121,20 @@ def _numbered_without_groups(patch: Patch) -> None:
 
 
 def _momentum_not_read(patch: Patch) -> None:
+    from parity import reference_checkpoint
+
     patch(reference_checkpoint, "momentum", lambda optimizer, network, where: {})
 
 
 def _hyperparameters_not_read(patch: Patch) -> None:
+    from parity import reference_checkpoint
+
     patch(reference_checkpoint, "hyperparameters", lambda optimizer: {})
 
 
 def _average_not_read(patch: Patch) -> None:
+    from parity import reference_checkpoint
+
     right = reference_checkpoint.read
 
     def changed(path):
@@ -130,6 +145,8 @@ def _average_not_read(patch: Patch) -> None:
 
 
 def _prefix_kept(patch: Patch) -> None:
+    from parity import reference_checkpoint
+
     right = reference_checkpoint.arrays
 
     def changed(state, where):
@@ -141,12 +158,16 @@ def _prefix_kept(patch: Patch) -> None:
 
 def _manifest(patch: Patch, change) -> None:
     """Checkpoints of the reference's own files that say change(manifest)."""
+    from parity import convert
+
     right = convert._manifest
     patch(convert, "_manifest", lambda *args: _changed(right(*args), change))
 
 
 def _own_manifest(patch: Patch, change) -> None:
     """Checkpoints that say change(manifest), of a file made here."""
+    from parity import convert
+
     right = convert._own_facts
 
     def changed(*args):

@@ -19,9 +19,9 @@ from fixmatch.config import Config, ModelConfig, load_config, recipes, to_dict  
 from fixmatch.data import NUM_CLASSES  # noqa: E402
 from parity import convert, convert_stage, plants, reference_checkpoint  # noqa: E402
 from parity.case import IDLE, small_case  # noqa: E402
-from parity.dry_run import short_config, small_source, training_on  # noqa: E402
 from parity.mirror.models import build_model  # noqa: E402
 from parity.plants.convert import PLANTS  # noqa: E402
+from parity.small_run import short_config, small_source, training_on  # noqa: E402
 
 SHAPES = {"wideresnet": {"depth": 16, "width": 2}, "resnext": {"depth": 20, "width": 4, "cardinality": 4}}
 
@@ -292,9 +292,9 @@ def test_the_network_of_every_recipe_is_recognized(recipe):
 def test_a_run_goes_on_from_a_converted_checkpoint(tmp_path):
     """To the reference, back, and --resume: the run ends bit for bit as without."""
     case = small_case("wideresnet", 0)
-    source, config = small_source(case), short_config(case.config, case.num_classes, tmp_path / "run")
+    source, config = small_source(case), short_config(case, tmp_path / "run", steps=2)
     with training_on(source):
-        run.train(dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=2)))
+        run.train(config)
     shutil.copytree(tmp_path / "run", tmp_path / "converted")
     convert.to_reference(tmp_path / "run", tmp_path / "a.pth.tar")
     shutil.rmtree(tmp_path / "converted/checkpoints/latest")

@@ -4,17 +4,17 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import numpy as np
 import pytest
+from running import ROOT
 from safetensors.numpy import load_file
-
-pytest.importorskip("torch")
 
 from parity import launch, plants, ranks, ranks_worker
 from parity.case import IDLE, small_case
-from parity.dry_run import small_source
 from parity.plants.ranks import PLANTS
+from parity.small_run import small_source
 
 # The first row that fails under each plant.
 CAUGHT_BY = {
@@ -178,3 +178,9 @@ def test_the_ranks_are_given_different_images(tmp_path):
         assert (one[f"batch 0/{name}"] != other[f"batch 0/{name}"]).any()
     assert one["anywhere/flags"].tolist() == other["anywhere/flags"].tolist() == [False, True, True, True]
     assert one["gather/int64"].tolist() == [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
+
+
+def test_neither_the_stage_nor_the_plants_load_torch():
+    """Which is not installed everywhere, and which every rank would load."""
+    code = "import sys, parity.ranks, parity.ranks_worker, parity.plants; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
