@@ -1,13 +1,13 @@
 """Checkpoints of the PyTorch reference into ours and back, verified by comparing logits.
 
-The reference saves {"state_dict", "ema_state_dict", "epoch", ...}; a bare state dict is taken as well. Weights and
-their average are converted, the optimizer's state is not: a converted checkpoint is for evaluation and other tools.
+Weights, running statistics, their average and the momentum are converted, bit for bit, with the step and the class
+names, so that either side can evaluate the other's file or go on from it. What the reference does not save is kept in
+its file under a key of ours. A bare state dict is taken as well.
 """
 
 import dataclasses
 import io
 import pathlib
-import pickle
 import re
 
 import numpy as np
@@ -17,15 +17,18 @@ import torch
 import fixmatch.models
 import parity.mirror.models
 from fixmatch import checkpoint
-from fixmatch.checkpoint import load_weights
+from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.cli import Parser, guarded
-from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, to_dict
+from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
 from fixmatch.data import NUM_CLASSES
 from fixmatch.data.sources.cifar import statistics
 from fixmatch.files import write_atomic
+from parity import reference_checkpoint as theirs
+from parity.reference_checkpoint import ConvertError
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 TOLERANCE = 1e-9  # relative, of logits in float64
+SUFFIXES = (".pth", ".pt", ".tar")  # of what Torch writes
 
 # The names in the archives, in label order; evaluation compares them with those of the data.
 _CLASSES = {
@@ -41,10 +44,6 @@ _CLASSES = {
 }
 
 
-class ConvertError(checkpoint.CheckpointError):
-    """A file that cannot be converted; the message is one line."""
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="convert.py", description="Turn a .pth or .pth.tar of the PyTorch reference into a checkpoint folder, or "
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target", type=pathlib.Path)
     parser.add_argument("--which", choices=("latest", "best"), default="latest", help="of a run folder")
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), help="what the reference was trained on "
-                        "(default: cifar10 or cifar100, by its number of classes)")
+                        "(default: what a file made here says, else cifar10 or cifar100 by its number of classes)")
     args = parser.parse_args(argv)
     return guarded(lambda: _convert(args))
 
@@ -68,42 +67,84 @@ def _convert(args) -> int:
 
 def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | None = None) -> str:
     """Reads a Torch file with weights_only and writes a checkpoint folder. Raises ConvertError."""
-    content = _torch_load(source)
-    if "state_dict" not in content:
-        content = {"state_dict": content}
-    raw = _arrays(content["state_dict"], f"{source}: state_dict")
-    average = _arrays(content["ema_state_dict"], f"{source}: ema_state_dict") if "ema_state_dict" in content else raw
+    content = theirs.read(source)
+    raw = theirs.arrays(content["state_dict"], f"{source}: state_dict")
+    average = content.get("ema_state_dict")  # None where the reference trained without
+    average = raw if average is None else theirs.arrays(average, f"{source}: ema_state_dict")
     model, num_classes = infer_model(raw, source)
-    name = dataset or next((n for n, k in NUM_CLASSES.items() if k == num_classes and n.startswith("cifar")), None)
-    if name is None or NUM_CLASSES[name] != num_classes:
-        raise ConvertError(f"{source}: its classifier has {num_classes} classes, which is not {name or 'CIFAR'}")
-    worst = max(verify(model, num_classes, state, torch_to_paddle(state), source) for state in (raw, average))
-    arrays = {f"{part}/{n}": a for part, state in (("model", raw), ("ema", average))
-              for n, a in torch_to_paddle(state).items()}
-    mean, std = statistics(name)
-    config = Config(run=RunConfig(name=source.stem), data=DataConfig(name=name), model=model)
-    origin = {"converted_from": source.name, "epoch": _number(content.get("epoch"))}
-    checkpoint.save(target, arrays, checkpoint.Manifest(
-        step=0, config=to_dict(config), dataset=name, classes=tuple(_CLASSES[name].split()), mean=mean, std=std,
-        provenance=origin))
-    return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
+    parts = {"model": torch_to_paddle(raw), "ema": torch_to_paddle(average)}
+    worst = verify(model, num_classes, [(raw, parts["model"]), (average, parts["ema"])], source)
+    buffers, optim, note = _momentum(content.get("optimizer"), model, num_classes, f"{source}: optimizer")
+    parts["momentum"] = torch_to_paddle(buffers)
+    if theirs.OWN in content and dataset is None:
+        manifest, parts["augment"] = _own_facts(content[theirs.OWN], num_classes, source)
+    else:
+        manifest = _manifest(content, model, num_classes, optim, source, dataset)
+    checkpoint.save(target, {f"{part}/{n}": a for part, state in parts.items() for n, a in state.items()}, manifest)
+    return f"{target}: {_describe(model, worst)}, {note}"
 
 
 def to_reference(source: pathlib.Path, target: pathlib.Path, which: str = "latest") -> str:
     """Writes a .pth.tar with the reference's keys from a run or checkpoint folder. Raises CheckpointError."""
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConvertError(f"{target}: what is written is a Torch file, so its name must end in .pth, .pt or .pth.tar")
     saved = checkpoint.load(checkpoint.find(source, which))
-    parts = {"state_dict": "model", "ema_state_dict": "ema"}
     try:
-        states = {key: paddle_to_torch(saved.part(part)) for key, part in parts.items()}
+        raw, average, buffers = (paddle_to_torch(saved.part(part)) for part in ("model", "ema", "momentum"))
     except ValueError as error:
         raise ConvertError(f"{source}: {error}") from None
-    model, num_classes = infer_model(states["state_dict"], source)
-    worst = max(verify(model, num_classes, state, torch_to_paddle(state), source) for state in states.values())
-    blob = io.BytesIO()
-    torch.save({"epoch": saved.manifest.step // 1024,
-                **{key: {n: torch.from_numpy(a) for n, a in state.items()} for key, state in states.items()}}, blob)
+    model, num_classes = infer_model(raw, source)
+    worst = verify(model, num_classes, [(raw, saved.part("model")), (average, saved.part("ema"))], source)
+    config, blob = from_dict(saved.manifest.config, f"{source}/checkpoint.json"), io.BytesIO()
+    network = theirs.network_of(model, num_classes)
+    torch.save(theirs.content(raw, average, buffers, saved.part("augment"), network, config, saved.manifest),
+               blob)
     write_atomic(target, blob.getvalue())
-    return f"{target}: {model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
+    return f"{target}: {_describe(model, worst)}, momentum of {len(buffers)} parameters"
+
+
+def _describe(model: ModelConfig, worst: float) -> str:
+    return f"{model.arch} depth {model.depth} width {model.width}, logits agree to {worst:.1e}"
+
+
+def _momentum(optimizer, model: ModelConfig, num_classes: int, where: str) -> tuple[dict, dict, str]:
+    """(buffers, hyper-parameters, what to say of them); an optimizer of another kind is left out, and said to be."""
+    if optimizer is None:
+        return {}, {}, "without momentum: the file has none"
+    try:
+        buffers = theirs.momentum(optimizer, theirs.network_of(model, num_classes), where)
+    except ConvertError as error:
+        return {}, {}, f"without momentum: {error}"
+    return buffers, theirs.hyperparameters(optimizer), f"momentum of {len(buffers)} parameters"
+
+
+def _own_facts(facts, num_classes: int, source: pathlib.Path) -> tuple[Manifest, dict[str, np.ndarray]]:
+    """Manifest, and arrays of CTAugment, of the checkpoint which `source` was made from. Raises ConvertError."""
+    try:
+        manifest = Manifest.from_json(facts["manifest"])
+        augment = {str(name): tensor.numpy() for name, tensor in facts["augment"].items()}
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConvertError(f"{source}: {theirs.OWN}: damaged: {error}") from None
+    if len(manifest.classes) != num_classes:
+        raise ConvertError(f"{source}: its classifier has {num_classes} classes, but {theirs.OWN} names "
+                           f"{len(manifest.classes)}")
+    return manifest, augment
+
+
+def _manifest(content: dict, model: ModelConfig, num_classes: int, optim: dict, source: pathlib.Path,
+              dataset: str | None) -> Manifest:
+    """Of a run of the reference, which does not say what data it was trained on. Raises ConvertError, ConfigError."""
+    name = dataset or next((n for n, k in NUM_CLASSES.items() if k == num_classes and n.startswith("cifar")), None)
+    if name is None or NUM_CLASSES[name] != num_classes:
+        raise ConvertError(f"{source}: its classifier has {num_classes} classes, which is not {name or 'CIFAR'}")
+    mean, std = statistics(name)
+    step = theirs.steps(content)
+    config = to_dict(Config(run=RunConfig(name=source.stem), data=DataConfig(name=name), model=model,
+                            train=TrainConfig(total_steps=max(step, TrainConfig.total_steps))))
+    config["optim"] |= optim
+    origin = {"converted_from": source.name, "epoch": theirs.number(content.get("epoch"))}
+    return Manifest(step, to_dict(from_dict(config, f"{source}: optimizer")), name, tuple(_CLASSES[name].split()), mean,
+                    std, provenance=origin)
 
 
 def infer_model(state: dict[str, np.ndarray], where) -> tuple[ModelConfig, int]:
@@ -121,63 +162,36 @@ def infer_model(state: dict[str, np.ndarray], where) -> tuple[ModelConfig, int]:
         raise ConvertError(f"{where}: holds neither a WideResNet nor a ResNeXt of the reference") from None
 
 
-def verify(model: ModelConfig, num_classes: int, torch_state: dict, paddle_state: dict, where) -> float:
-    """Largest relative difference of the two frameworks' logits, in float64 and eval mode. Raises ConvertError."""
-    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32))
-    shape = dataclasses.asdict(model)
-    before = paddle.get_default_dtype()
+def verify(model: ModelConfig, num_classes: int, states: list[tuple[dict, dict]], where) -> float:
+    """Largest relative difference of the two frameworks' logits, in float64 and eval mode. Raises ConvertError.
+
+    Args:
+        states: pairs of the same state under Torch's names and under Paddle's.
+    """
+    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))  # small: only the weights matter
+    shape, worst, before = dataclasses.asdict(model), 0.0, paddle.get_default_dtype()
     try:
         paddle.set_default_dtype("float64")
         ours = fixmatch.models.build_model(num_classes=num_classes, **shape)
-        load_weights(ours, {n: a.astype(np.float64) for n, a in paddle_state.items()})
     finally:
         paddle.set_default_dtype(before)
-    theirs = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
-    try:
-        theirs.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in torch_state.items()})
-    except RuntimeError as error:
-        raise ConvertError(f"{where}: does not fit {model.arch}: {' '.join(str(error).split())[:200]}") from None
+    mirror = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
     ours.eval()
-    theirs.eval()
-    with torch.no_grad(), paddle.no_grad():
-        expected, found = theirs(torch.from_numpy(images)).numpy(), ours(paddle.to_tensor(images)).numpy()
-    worst = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not worst < TOLERANCE:
-        raise ConvertError(f"{where}: the converted logits differ by {worst:.1e}; nothing was written")
+    mirror.eval()
+    for torch_state, paddle_state in states:
+        load_weights(ours, {n: a.astype(np.float64) for n, a in paddle_state.items()})
+        try:
+            mirror.load_state_dict({n: torch.from_numpy(np.asarray(a)) for n, a in torch_state.items()})
+        except RuntimeError as error:
+            raise ConvertError(f"{where}: does not fit {model.arch}: {' '.join(str(error).split())[:200]}") from None
+        with torch.no_grad(), paddle.no_grad():
+            expected, found = mirror(torch.from_numpy(images)).numpy(), ours(paddle.to_tensor(images)).numpy()
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not error < TOLERANCE:  # so that NaN is refused, too
+            raise ConvertError(f"{where}: the converted logits differ by {error:.1e}; nothing was written")
+        worst = max(worst, error)
     return worst
-
-
-def _torch_load(path: pathlib.Path) -> dict:
-    scalar = np.float64(0).__reduce__()[0]  # best_acc may be a numpy number, which weights_only refuses by default
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, np.dtypes.Float64DType,
-               np.dtypes.Float32DType]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConvertError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConvertError(f"{path}: not a Torch checkpoint of plain tensors: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ConvertError(f"{path}: holds {type(content).__name__}, not a state dict")
-    return content
-
-
-def _arrays(state, where: str) -> dict[str, np.ndarray]:
-    if not isinstance(state, dict) or not all(
-            isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
-        raise ConvertError(f"{where}: not a dict of tensors")
-    try:
-        arrays = {name.removeprefix("module."): t.detach().numpy() for name, t in state.items()}
-        torch_to_paddle(arrays)
-    except (ValueError, TypeError, RuntimeError) as error:  # such as bfloat16, which NumPy does not have
-        raise ConvertError(f"{where}: {error}") from None
-    return arrays
 
 
 def _count(state: dict, pattern: str) -> int:
     return len({m[1] for m in (re.fullmatch(pattern, name) for name in state) if m})
-
-
-def _number(value):
-    return int(value) if isinstance(value, (int, float)) else None

@@ -32,10 +32,13 @@ _KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, 
 PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
                             for kind, module in _KINDS.items() for plant in module.PLANTS}
 
+current: str | None = None  # the name of the plant that is in: stage ranks puts it into the processes it starts, too
+
 
 @contextlib.contextmanager
 def planted(name: str | None) -> Iterator[None]:
     """Puts the bug of this name into the production code; None puts in nothing."""
+    global current
     undo: list[tuple[object, str, object]] = []
 
     def patch(owner, attribute, value):
@@ -43,11 +46,13 @@ def planted(name: str | None) -> Iterator[None]:
         setattr(owner, attribute, value)
 
     try:
+        current = name
         if name is not None:
             PLANTS[name].put_in(patch)
         randaugment.table.cache_clear()
         yield
     finally:
+        current = None
         for owner, attribute, value in reversed(undo):
             setattr(owner, attribute, value)
         randaugment.table.cache_clear()

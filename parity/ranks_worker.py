@@ -1,0 +1,135 @@
+"""One of the processes of stage `ranks`: `python -m parity.ranks_worker FOLDER`, in the environment of a rank.
+
+FOLDER holds what parity/ranks.py has written: config.yaml, task.json and images.safetensors. Into it the rank writes
+joined-RANK and, once done, rank-RANK.safetensors: its batches, what `distributed` gave it, a checksum of every tensor
+after each step, and on rank 0 the tensors themselves that are compared with one process's.
+"""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import paddle
+from safetensors.numpy import load_file, save_file
+
+from fixmatch import distributed, inputs
+from fixmatch import step as algorithm
+from fixmatch.config import Config, load_config
+from fixmatch.data.dataset import Dataset, Source
+from fixmatch.data.loader import Batch
+from fixmatch.models.layers import BatchNorm2D
+from fixmatch.runtime import select_device
+
+STEPS = 3
+PARTS = ("start", "gradients", "momentum", "weights", "average")  # start: the weights before the step
+FLAGS = ((False, False), (True, False), (False, True), (True, True))  # of the two ranks, that `anywhere` is asked about
+
+
+def main(folder: pathlib.Path) -> None:
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    signal.alarm(task["timeout"])  # a rank whose partner died, or that started it, does not stay behind
+    select_device("cpu")
+    paddle.set_default_dtype("float64")
+    with _planted(task["plant"]):
+        rank, world_size = distributed.init()
+        (folder / f"joined-{rank}").touch()
+        config, source = load_config(folder / "config.yaml"), _source(folder, task)
+        loader = inputs.build_loader(config, source, inputs.choose_split(config, source), rank, world_size)
+        batches = [loader.batch(step) for step in range(STEPS)]
+        found = {f"batch {step}/{name}": a for step, batch in enumerate(batches)
+                 for name, a in Batch(*batch[:5])._asdict().items()}
+        found |= _collectives(rank)
+        for statistics in ("batch", "constant"):
+            for name, array in steps_on(config, source, batches, statistics):
+                found[f"checksum {name}"] = np.array(zlib.crc32(array))
+                if rank == 0 and is_compared(name):
+                    found[name] = array
+        save_file(found, folder / f"rank-{rank}.safetensors")
+
+
+def steps_on(config: Config, source: Source, batches: list[Batch], statistics: str) -> Iterator[tuple]:
+    """Trains on `batches`, and gives ("STATISTICS statistics step N PART/NAME", array) of every parameter.
+
+    Args:
+        statistics: "batch": batch norm as it trains; "constant": with running statistics that do not change, so that
+            an image's gradient does not depend on the others.
+    """
+    state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
+    state.model.train()
+    if statistics == "constant":
+        _fix_statistics(state, source)
+    gradients = _note_gradients(state)
+    parameters = dict(state.model.named_parameters())
+    for step, batch in enumerate(batches):
+        for name, tensor in parameters.items():
+            yield f"{statistics} statistics step {step} start/{name}", np.ascontiguousarray(tensor)
+        if config.ssl.mode == "fixmatch":
+            algorithm.train_step(state, batch, config.ssl)
+        else:
+            algorithm.supervised_step(state, batch)
+        found = gradients, state.optimizer.state(), state.model.state_dict(), state.ema.average.state_dict()
+        for part, tensors in zip(PARTS[1:], found, strict=True):
+            for name in parameters:
+                if name in tensors:
+                    yield f"{statistics} statistics step {step} {part}/{name}", np.ascontiguousarray(tensors[name])
+
+
+def is_compared(name: str) -> bool:
+    """Whether this tensor is held to one process's: the first gradients, and what three steps have come to."""
+    return name.startswith(("constant statistics step 0 gradients/",
+                            *(f"constant statistics step {STEPS - 1} {part}/" for part in PARTS[2:])))
+
+
+def _fix_statistics(state: algorithm.TrainState, source: Source) -> None:
+    """Those of the first training images, as a configuration with bn_momentum = 0 keeps them."""
+    with paddle.no_grad():
+        state.model(state.normalize(source.train.images[:16]))
+    for layer in state.model.sublayers():
+        if isinstance(layer, BatchNorm2D):
+            layer.eval()
+
+
+def _note_gradients(state: algorithm.TrainState) -> dict[str, paddle.Tensor]:
+    """A dict that holds the gradients of the last update, as the optimizer was given them."""
+    gradients, step = {}, state.optimizer.step
+
+    def step_and_note(*args):
+        gradients.clear()
+        gradients.update({n: p.grad.clone() for n, p in state.model.named_parameters() if p.grad is not None})
+        return step(*args)
+
+    state.optimizer.step = step_and_note
+    return gradients
+
+
+def _collectives(rank: int) -> dict[str, np.ndarray]:
+    mine = {"int64": np.arange(6).reshape(3, 2) + 10 * rank, "float32": np.array([rank + 0.5], dtype=np.float32),
+            "float64": np.full([2, 1, 2], rank + 1 / 3)}
+    found = {f"gather/{name}": distributed.gather(array) for name, array in mine.items()}
+    found["anywhere/flags"] = np.array([distributed.anywhere(flags[rank]) for flags in FLAGS])
+    return found
+
+
+def _source(folder: pathlib.Path, task: dict) -> Source:
+    arrays = load_file(folder / "images.safetensors")
+    train = Dataset(arrays["images"], arrays["labels"])
+    return Source("parity", tuple(map(str, range(task["num_classes"]))), train, train, task["mean"], task["std"],
+                  task["flip"])
+
+
+def _planted(name: str | None):
+    """The bug that stage `ranks` is tried on: one that is put into the process that launches does not reach this."""
+    if name is None:
+        return contextlib.nullcontext()
+    from parity.plants import planted
+
+    return planted(name)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
