@@ -1,5 +1,6 @@
 """The table of stages: what each one proves, in the order of diagnosis, and how one of them is run."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fixmatch.data import DataError
-from parity import augment, batches, goldens, operators, published, reference_figures, resume, subject
+from parity import augment, batches, goldens, operators, published, ranks, reference_figures, resume, subject
 from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
@@ -75,16 +76,17 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
-        Stage("run", "train+eval", "float32", _dry_run),
+        Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
         Stage("resume", "train", "float32", resume.rows, needs_torch=False),
+        Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", case)),
+        Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
     ]
     return {stage.name: stage for stage in table}
 
 
-def _dry_run(case: Case) -> Iterator[Row]:
-    from parity import dry_run  # loads Torch, which is not installed everywhere
-
-    return dry_run.rows(case)
+def _with_torch(module: str, case: Case) -> Iterator[Row]:
+    """The rows of a stage whose module loads Torch, which is not installed everywhere."""
+    return importlib.import_module(f"parity.{module}").rows(case)
 
 
 def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case: ()) -> tuple[Callable, Callable]:

@@ -11,6 +11,7 @@ from fixmatch.data.augment import randaugment
 from parity.plants import (
     batch,
     batches,
+    convert,
     data,
     ema,
     evaluation,
@@ -19,6 +20,7 @@ from parity.plants import (
     loss,
     model,
     optimizer,
+    ranks,
     recipes,
     reference,
     resume,
@@ -26,8 +28,8 @@ from parity.plants import (
 from parity.plants.plant import Plant
 
 _KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "ema": ema, "evaluation": evaluation,
-          "data": data, "batches": batches, "kernels": kernels, "loop": loop, "resume": resume, "recipes": recipes,
-          "reference": reference}
+          "data": data, "batches": batches, "kernels": kernels, "loop": loop, "resume": resume, "convert": convert,
+          "ranks": ranks, "recipes": recipes, "reference": reference}
 
 PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
                             for kind, module in _KINDS.items() for plant in module.PLANTS}
