@@ -1,13 +1,9 @@
 """A proof: the chosen stages run on a case, against Torch or against what was recorded from it, into one Report."""
 
-import concurrent.futures
-import contextlib
-import multiprocessing
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from parity import goldens, plants, stages
+from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
 from parity.lane import rounding_lane
 from parity.report import Report
@@ -39,41 +35,10 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
     return _report(case, results, started)
 
 
-def self_check(case: Case, threads: int | None, plant: str | None) -> Report:
-    """Runs the stages of the self-check in two processes: in float64 here, and as the run trains in another.
-
-    Args:
-        threads: of the operators that train, and of the other process.
-        plant: the known bug that both are to have.
-    """
-    started = time.perf_counter()
-    as_it_trains = stages.AS_IT_TRAINS
-    if case.large:  # resuming is proven by `--stage resume`: three runs of a large network take too long here
-        case, as_it_trains = case.small(), tuple(name for name in as_it_trains if name != "resume")
-    with _environment(OMP_NUM_THREADS=str(threads or os.environ["OMP_NUM_THREADS"])):
-        context = multiprocessing.get_context("spawn")  # a process that has run Paddle's threads cannot be forked
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as other:
-            trained = other.submit(_run_some, case, as_it_trains, threads, plant)
-            results = _run_some(case, stages.EXACT, threads, plant) + trained.result()
-    order = list(stages.SELF_CHECK)
-    return _report(case, sorted(results, key=lambda result: order.index(result.stage)), started)
-
-
-def _run_some(case: Case, names: tuple[str, ...], threads: int | None, plant: str | None) -> list[StageResult]:
-    every = stages.stages(thorough=False, threads=threads)
-    with plants.planted(plant):
-        return list(run_chosen(names, case, every, together=True))
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.update({name: value} if value is not None else {})
+def self_check(case: Case, names: Iterable[str], every: dict[str, Stage]) -> Report:
+    """Runs stages of the self-check, on half the images, and what it can on one network."""
+    started, case = time.perf_counter(), case.small()
+    return _report(case, list(run_chosen(stages.of_self_check(names, case), case, every, together=True)), started)
 
 
 def _report(case: Case, results: list[StageResult], started: float) -> Report:

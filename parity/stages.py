@@ -14,11 +14,13 @@ from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor
 from parity.hints import hint_for
 
-# What runs before training: in float64, and as the run trains.
-EXACT = ("reference", "config", "schedule", "augment", "forward", "loss", "backward", "optimizer", "ema")
-AS_IT_TRAINS = ("data", "operators", "run", "resume")
+# What runs before training, in two processes: in float64 and on one thread, and as the run trains.
+EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "loss", "backward", "optimizer", "ema",
+         "resume", "convert")
+AS_IT_TRAINS = ("operators", "run")
 SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "loss", "backward",
-              "optimizer", "ema", "run", "resume")
+              "optimizer", "ema", "run", "resume", "convert")
+_MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
 # The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
 TOGETHER = {
@@ -149,6 +151,11 @@ def first_failure(failed: list[StageResult]) -> StageResult | None:
     Stage `reference` sees almost every fault at once, so it names one only where no other stage fails.
     """
     return next((r for r in failed if r.stage != "reference"), failed[0] if failed else None)
+
+
+def of_self_check(names: Iterable[str], case: Case) -> list[str]:
+    """Those of the stages `names` that a self-check has time for."""
+    return [name for name in names if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)]
 
 
 def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
