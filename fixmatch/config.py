@@ -106,7 +106,7 @@ class EMAConfig:
 class ParityConfig:
     enabled: bool = key(True, "whether the run is checked against the reference before it trains", resumable=True)
     on_failure: str = key("abort", "what follows a failed check", choices=("abort", "warn"), resumable=True)
-    timeout: float = key(120.0, "seconds that the check may take", above=0.0, resumable=True)
+    timeout: float = key(300.0, "seconds that the check may take", above=0.0, resumable=True)
 
 
 @dataclass(frozen=True)
