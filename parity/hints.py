@@ -40,6 +40,7 @@ _HINTS = (
     ("loss", "structure/*", "pseudo-labels made of weak logits that were not detached"),
     ("loss", "*gradients/logits_u_w", "a loss through which the weak views' logits get a gradient"),
     ("loss", "*", "how the loss is reduced"),
+    ("backward", "* activations/*", "the joint forward: which images it sees and in which order, or train mode"),
     ("backward", "*/confidence", "which logits become pseudo-labels: the joint forward, or the split of its batch"),
     ("backward", "*/pseudo_labels", "the split of the joint batch"),
     ("backward", "*/mask", "the threshold"),

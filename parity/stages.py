@@ -24,8 +24,8 @@ _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-
 
 # The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
 TOGETHER = {
-    "forward": ("initial", "input", "eval activations", "step 0 activations"),
-    "backward": ("step 0 losses", "step 0 gradients"),
+    "forward": ("initial", "input", "eval activations"),
+    "backward": ("step 0 activations", "step 0 losses", "step 0 gradients"),
     "optimizer": ("step 1 momentum", "step 1 weights"),
     "ema": ("step 1 buffers", "step 1 ema")}
 TOGETHER_STEPS = {0: ("activations", "losses", "gradients"), 1: ("momentum", "weights", "buffers", "ema")}

@@ -61,7 +61,7 @@ PLANTS = [
           partial(_buffers, treated="averaged")),
     Plant("ema-decay", "ema", "0.99 of the decay", _smaller_decay),
     Plant("ema-warmup", "ema", "decay min(d, (1 + t) / (10 + t))", _warm_up),
-    Plant("ema-before-step", "train", "the average lags one step behind", _average_before_step),
+    Plant("ema-before-step", "ema", "the average lags one step behind", _average_before_step),
     Plant("bn-momentum-inverted-and-ema-buffers-averaged", "operators",
           "two bugs that cancel in the averaged statistics", _inverted_momentum_and_averaged_buffers),
 ]
