@@ -128,7 +128,7 @@ class Monitor:
         for section, keys in tree.items():
             self.vdl.add_text(f"config/{section}", ", ".join(f"{key}: {value}" for key, value in keys.items()), 0)
         self.vdl.add_image("views/original_weak_strong", preview, 0, dataformats="HWC")
-        hparams = {f"{section}/{key}": value if type(value) in (int, float, str) else str(value)
+        hparams = {f"{section}/{key}": value if type(value) in (float, str) or _fits_a_page(value) else str(value)
                    for section, keys in tree.items() for key, value in keys.items()}
         self.vdl.add_hparams(hparams, ["eval/ema_top1", "eval/raw_top1"])
 
@@ -145,6 +145,11 @@ class Monitor:
 
     def _write(self, line: dict) -> None:
         print(json.dumps(as_json(line), allow_nan=False), file=self.metrics, flush=True)
+
+
+def _fits_a_page(value) -> bool:
+    """Whether VisualDL's records can hold this value as an integer."""
+    return type(value) is int and abs(value) < 2**31
 
 
 def describe(found: dict) -> str:

@@ -33,6 +33,7 @@ class TwoGroupSGD:
     def __init__(self, model, learning_rate, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = True,
                  clip_grad_norm: float = 0.0):
         self.parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
+        self._loaded: dict[str, paddle.Tensor] = {}
         clip = paddle.nn.ClipGradByGlobalNorm(clip_grad_norm) if clip_grad_norm else None
 
         self.optimizers = []
@@ -70,13 +71,16 @@ class TwoGroupSGD:
     def state(self) -> dict[str, paddle.Tensor]:
         """The live momentum buffers by structured parameter name; a parameter that has had no gradient has none.
 
-        Empty before the first step, and between `load_state` and the step after it, when Paddle makes its buffers.
+        Empty before the first step. Between `load_state` and the step after it, when Paddle makes its buffers, they are
+        those that were loaded.
         """
         found = self._velocities()
-        return {name: found[p.name] for name, p in self.parameters.items() if p.name in found}
+        live = {name: found.get(p.name, self._loaded.get(name)) for name, p in self.parameters.items()}
+        return {name: velocity for name, velocity in live.items() if velocity is not None}
 
     def load_state(self, state: dict[str, paddle.Tensor]):
         """Restores what `state` gave, whatever Paddle's own names of the parameters are now."""
+        self._loaded = dict(state)
         for optimizer in self.optimizers:
             members = {p.name for p in optimizer._parameter_list}
             optimizer.set_state_dict({f"{p.name}_velocity_0": state[name].clone() for name, p in self.parameters.items()

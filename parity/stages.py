@@ -20,15 +20,16 @@ EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "loss"
 AS_IT_TRAINS = ("operators", "run")
 SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "loss", "backward",
               "optimizer", "ema", "run", "resume", "convert")
+END_TO_END = ("run", "resume", "convert", "ranks")
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
 # The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
 TOGETHER = {
     "forward": ("initial", "input", "eval activations"),
     "backward": ("step 0 activations", "step 0 losses", "step 0 gradients"),
-    "optimizer": ("step 1 momentum", "step 1 weights"),
+    "optimizer": ("step 0 momentum", "step 1 weights"),
     "ema": ("step 1 buffers", "step 1 ema")}
-TOGETHER_STEPS = {0: ("activations", "losses", "gradients"), 1: ("momentum", "weights", "buffers", "ema")}
+TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -148,9 +149,13 @@ class StageResult:
 def first_failure(failed: list[StageResult]) -> StageResult | None:
     """Of stages that failed, in order, the one that names the fault.
 
-    Stage `reference` sees almost every fault at once, so it names one only where no other stage fails.
+    A stage that looks at one thing names it. Where none of those fails, stage `reference` comes before the runs from
+    end to end: both sides of those then agree, and are wrong.
     """
-    return next((r for r in failed if r.stage != "reference"), failed[0] if failed else None)
+    def rank(result: StageResult) -> int:
+        return 1 if result.stage == "reference" else 2 if result.stage in END_TO_END else 0
+
+    return min(failed, key=rank, default=None)
 
 
 def of_self_check(names: Iterable[str], case: Case) -> list[str]:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from fixmatch.data.augment import ctaugment, randaugment, recipes
+from fixmatch.data.augment import ctaugment, google, randaugment, torchssl
 from fixmatch.data.loader import Batch, ProbedBatch
 from parity.batches.watch import Drawn
 from parity.compare import Row, compare_tensor
 from parity.mirror import randaugment as pillow
 
-PLANS = {"reference": randaugment.Plan, "google": recipes.Google, "torchssl": recipes.TorchSSL,
+PLANS = {"reference": randaugment.Plan, "google": google.GooglePlan, "torchssl": torchssl.TorchSSLPlan,
          "ctaugment": ctaugment.Plan}  # what each strong recipe draws
 
 

@@ -435,7 +435,7 @@ PLANTS = [
           strong_from_weak),
     Plant("strong-plan-rolled", "augment", "each strong view by the plan of its neighbour", strong_plan_rolled),
     Plant("views-swapped", "augment", "the strong views in the place of the weak ones", views_swapped),
-    Plant("labeled-strongly-augmented", "augment", "RandAugment on the labeled images, too", labeled_strongly_augmented),
+    Plant("labeled-strongly-augmented", "augment", "labeled images get RandAugment, too", labeled_strongly_augmented),
     Plant("data-set-written-to", "data", "augmentation in place, on the data set", data_set_written_to),
     Plant("batch-repeated", "data", "a batch made ahead is handed out twice", batch_repeated),
     Plant("order-the-same-each-pass", "data", "images are shuffled once for all passes", order_the_same_each_pass),

@@ -1,12 +1,13 @@
 """The mutation score: which of the planted bugs the stages catch, where, and what the self-check alone catches."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fixmatch.files import write_atomic
@@ -46,8 +47,14 @@ class Outcome(NamedTuple):
 
 
 def print_score(json_file: pathlib.Path | None, names: Iterable[str] = tuple(PLANTS),
-                clean_seeds: int = _CLEAN_SEEDS) -> int:
-    """Tries the plants on small networks, then the unplanted code over seeds, in a process on each core.
+                clean_seeds: int = _CLEAN_SEEDS, processes: int | None = None) -> int:
+    """Tries the plants on small networks, then the unplanted code over seeds.
+
+    Args:
+        json_file: where to write the figures.
+        names: of the plants.
+        clean_seeds: of each of the two networks.
+        processes: that share the work; None is one on each core, and 0 is this process alone.
 
     Returns:
         The exit code: 0 if at least BAR of the plants was caught, and localised, and SELF_CHECK_BAR by the self-check,
@@ -55,13 +62,12 @@ def print_score(json_file: pathlib.Path | None, names: Iterable[str] = tuple(PLA
     """
     started, outcomes, alarms = time.perf_counter(), [], []
     print(f"{'plant':<46} {'caught in':<10} {'expected':<10} first divergence")
-    context = multiprocessing.get_context("spawn")  # a process that has run Paddle's threads cannot be forked
-    with concurrent.futures.ProcessPoolExecutor(physical_cores(), mp_context=context) as pool:
-        for outcome in pool.map(outcome_of, names):
+    clean = [(arch, seed) for arch in ("wideresnet", "resnext") for seed in range(clean_seeds)]
+    with _mapping(physical_cores() if processes is None else processes) as mapped:
+        for outcome in mapped(outcome_of, names):
             outcomes.append(outcome)
             print(_line(outcome), flush=True)
-        clean = [(arch, seed) for arch in ("wideresnet", "resnext") for seed in range(clean_seeds)]
-        for found in pool.map(false_alarms, *zip(*clean, strict=True)) if clean else ():
+        for found in mapped(false_alarms, *zip(*clean, strict=True)) if clean else ():
             alarms += found
     found = {**count(outcomes), "false_alarms": alarms, "clean_runs": len(clean), "by_class": by_class(outcomes),
              "outcomes": [outcome.json() for outcome in outcomes]}
@@ -70,6 +76,17 @@ def print_score(json_file: pathlib.Path | None, names: Iterable[str] = tuple(PLA
         write_atomic(json_file, json.dumps(found, indent=1) + "\n")
     enough = min(found["caught"], found["localised"]) >= BAR * found["plants"]
     return 0 if enough and found["caught_by_self_check"] >= SELF_CHECK_BAR * found["plants"] and not alarms else 1
+
+
+@contextlib.contextmanager
+def _mapping(processes: int) -> Iterator[Callable]:
+    """A `map` whose calls are shared by so many processes; none: the built-in one."""
+    if not processes:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # a process that has run Paddle's threads cannot be forked
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield pool.map
 
 
 def outcome_of(name: str) -> Outcome:
@@ -94,7 +111,7 @@ def case_of(plant: Plant) -> Case:
 
 
 def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
-    """The stages that fail, in order, up to the one that names the fault and one of the self-check."""
+    """The stages that fail, in order, until it is known which names the fault and whether the self-check sees it."""
     every, failed = stages.stages(thorough=thorough, threads=_THREADS), []
     case = case if thorough else case.small()
     with planted(name):
@@ -102,7 +119,8 @@ def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
             if not result.passed:
                 failed.append(result)
             names = {result.stage for result in failed}
-            if names - {"reference"} and names & set(stages.SELF_CHECK):
+            named = names - {"reference"} or (names and result.stage in stages.END_TO_END)
+            if named and names & set(stages.SELF_CHECK):
                 break
     return failed
 

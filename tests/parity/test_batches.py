@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import json
 import math
 import threading
 
@@ -26,7 +27,7 @@ RECIPES = ("reference", "google", "torchssl", "ctaugment")
 def config(**keys) -> Config:
     """Small batches of digits, which may be mirrored here; section__key=value."""
     keys = {"train__batch_size": 8, "train__mu": 7, "augment__flip": True} | keys
-    return from_dict({}, "test", [f"{key.replace('__', '.')}={value}" for key, value in keys.items()])
+    return from_dict({}, "test", [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in keys.items()])
 
 
 def rows(seed: int = 0, thorough: bool = False, classes: int = 10, **keys) -> list:
@@ -117,7 +118,7 @@ def test_a_planted_bug_is_caught_and_named(name):
 def test_there_is_a_name_for_every_plant_and_all_are_of_this_stage():
     assert PLANTS.keys() == NAMED.keys()
     assert len(PLANTS) >= 60
-    assert {plant.stage for plant in PLANTS.values()} == {"data"}
+    assert {plant.stage for plant in PLANTS.values()} == {"data", "augment"}  # the stage before sees some by itself
 
 
 def test_flips_where_they_are_not_allowed():

@@ -40,7 +40,7 @@ def test_networks_of_another_structure_end_in_a_verdict(prove):
     code, found = prove("--stage", "all", "--plant", "residual-missing")
     assert code == 1
     assert found["verdict"].startswith("PARITY FAIL eval activations/block1.layer.0.convShortcut missing")
-    assert {s["dtype"] for s in found["stages"]} == {"float64"}  # nothing to round
+    assert ("backward", "float32") not in [(s["stage"], s["dtype"]) for s in found["stages"]]  # nothing to round
 
 
 @pytest.mark.parametrize("settings", [["train.clip_grad_norm=0.1", "train.amp=true"], ["optim.weight_decay=0"],

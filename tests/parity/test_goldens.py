@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import pytest
 from running import ROOT
 
 from parity import cli, goldens, stages
@@ -27,8 +28,11 @@ def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
     assert "nearest recorded" in found["subject"]
 
 
-def test_goldens_are_what_torch_gives_today():
-    for stage in goldens.STAGES:
-        case = goldens.CASES["wideresnet-10-2"]
-        fresh = goldens.digest(stages.stages()[stage].reference(case))
-        assert all(row.passed for row in compare(fresh, goldens.read("wideresnet-10-2", stage)))
+@pytest.mark.parametrize("name", goldens.CASES)
+def test_goldens_are_what_torch_gives_today(name):
+    case = goldens.CASES[name]
+    for recorded, fresh in (("loss", stages.stages()["loss"].reference(case)),
+                            (goldens.WHOLE, stages.whole_reference(case))):
+        rows = list(compare(goldens.digest(fresh), goldens.read(name, recorded)))
+        assert rows
+        assert all(row.passed for row in rows)
