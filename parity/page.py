@@ -3,7 +3,7 @@
 import html
 import math
 
-from parity.compare import GATE, gate_of
+from parity.compare import gate_of
 from parity.report import Report, dump, versions_line
 from parity.stages import StageResult
 
@@ -37,21 +37,26 @@ def _first_divergence(failure: StageResult) -> str:
 
 
 def _plot(results: list[StageResult]) -> str:
-    """The relative error of every float64 tensor in the order of comparison, on a log scale, as an SVG."""
-    exact = [(r.stage, row) for r in results if r.dtype == "float64" for row in r.rows]
-    noise = {row.tensor: row.absolute for r in results if r.dtype == "float32" for row in r.rows}
-    if not exact:
+    """The relative error of every tensor in the order of comparison, on a log scale, as an SVG."""
+    judged = [(r, row) for r in results if not _is_lane(r) for row in r.rows]
+    noise = {row.tensor: row.absolute for r in filter(_is_lane, results) for row in r.rows}
+    if not judged:
         return ""
-    dx = (_WIDTH - _LEFT - _RIGHT) / len(exact)
-    gates = " ".join(f"{_LEFT + i * dx:.1f},{_y(gate_of(row.tensor)):.1f}" for i, (_, row) in enumerate(exact))
-    parts = [*_grid(), f'<polyline points="{_LEFT},{_y(GATE):.1f} {gates}" class="gate"/>',
-             *_stage_labels([stage for stage, _ in exact], dx)]
-    for i, (_, row) in enumerate(exact):
+    dx = (_WIDTH - _LEFT - _RIGHT) / len(judged)
+    parts = [*_grid(), *_stage_labels([result.stage for result, _ in judged], dx)]
+    for i, (result, row) in enumerate(judged):
         x = _LEFT + i * dx
-        if row.tensor in noise:
+        if result.dtype == "float64":
+            parts.append(f'<path d="M{x:.1f} {_y(gate_of(row.tensor)):.1f}h{max(dx, 0.5):.1f}" class="gate"/>')
+        if row.tensor in noise and result.stage == "train":
             parts.append(_point(x, noise[row.tensor], "noise", f"{row.tensor} float32"))
         parts.append(_point(x, row.relative, "good" if row.passed else "fail", row.tensor))
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _is_lane(result: StageResult) -> bool:
+    """Whether these rows are the rounding lane's, whose figures are ratios."""
+    return (result.stage, result.dtype) == ("backward", "float32")
 
 
 def _y(value: float) -> float:
@@ -88,7 +93,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1140
 h1 {{ font-size: 1.15rem; padding: .6rem .9rem; border-radius: 6px }}
 h1.ok {{ background: #dff5e3 }} h1.bad {{ background: #fde2e0 }}
 table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #d8dee4 }}
+th, td {{ text-align: left; overflow-wrap: anywhere; padding: .25rem .6rem; border-bottom: 1px solid #d8dee4 }}
 tr.bad td {{ background: #fde2e0 }} pre {{ background: #f6f8fa; padding: .8rem; overflow: auto }}
 svg {{ width: 100%; font-size: 11px }} .grid {{ stroke: #e4e8ec }} .stage {{ stroke: #9aa4ae; stroke-dasharray: 2 3 }}
 .gate {{ stroke: #c62828; stroke-width: 1.5; fill: none }} .good {{ fill: #1565c0 }} .fail {{ fill: #c62828 }}
@@ -97,7 +102,7 @@ svg {{ width: 100%; font-size: 11px }} .grid {{ stroke: #e4e8ec }} .stage {{ str
 <h1 class="{tone}">{verdict}</h1><p>{about}</p>
 <table><tr><th>stage<th>dtype<th>mode<th>verdict<th>tensors<th>worst<th>its tensor<th>seconds<th>note</tr>{rows}</table>
 <h2>Relative error of every tensor</h2>
-<p>Blue: measured in float64. Red line: the gate; red dots are over it. Orange: float32 noise of the reference itself,
-where it was measured. In float32 the worst figure of a stage is a ratio to that noise.</p>
+<p>Blue: measured; red dots are over their gate. Red line: the gate of tensors in float64; each tensor of a stage in
+float32 has a gate of its own. Orange: float32 noise of the reference itself, where it was measured.</p>
 {plot}{detail}</html>
 """
