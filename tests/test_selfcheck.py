@@ -43,6 +43,8 @@ def test_it_passes_and_is_remembered_until_a_setting_changes(config):
     assert again["verdict"] == first["verdict"]
     other = dataclasses.replace(config, optim=OptimConfig(weight_decay=1e-3))
     assert selfcheck._fingerprint(other) != selfcheck._fingerprint(config)
+    assert {stage["stage"] for stage in first["stages"]} >= {"reference", "operators", "forward", "loss", "backward",
+                                                               "optimizer", "ema", "run"}
 
 
 def test_it_is_no_rank_of_a_launched_training(config, monkeypatch):
@@ -52,8 +54,16 @@ def test_it_is_no_rank_of_a_launched_training(config, monkeypatch):
     assert check(config)["verdict"].startswith("PARITY PASS ")
 
 
-def test_a_damaged_memory_is_not_believed(config):
-    check(config)
+PASSES = """
+import json
+json.dump({"verdict": "PARITY PASS x", "passed": True, "gate": 1e-11, "stages": []}, open("parity.json", "w"))
+"""
+
+
+def test_a_damaged_memory_is_not_believed(config, stand_in):
+    stand_in(PASSES)
+    assert check(config)["cached"] is False
+    assert check(config)["cached"] is True
     file = next(selfcheck._cache_folder().iterdir())
     file.write_text('{"verdict": "PARITY PASS')
     assert check(config)["cached"] is False
