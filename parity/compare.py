@@ -33,6 +33,11 @@ class Row(NamedTuple):
         return self.tensor.rpartition("/")[2]
 
 
+def raised(tensor: str, error: Exception, where: str = "") -> Row:
+    """The failed row of what raised `error` in the place of computing `tensor`; `where` ends its reason."""
+    return Row(tensor, np.inf, np.inf, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}")
+
+
 def gate_of(section: str) -> float:
     """The gate of a section or tensor: of "step 12 losses", LATER_GATE."""
     first, _, rest = section.partition(" ")

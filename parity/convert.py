@@ -25,6 +25,7 @@ from fixmatch.data.sources.cifar import statistics
 from fixmatch.files import write_atomic
 from parity import reference_checkpoint as theirs
 from parity.reference_checkpoint import ConvertError
+from parity.subject import precision
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 TOLERANCE = 1e-9  # relative, of logits in float64
@@ -169,12 +170,9 @@ def verify(model: ModelConfig, num_classes: int, states: list[tuple[dict, dict]]
         states: pairs of the same state under Torch's names and under Paddle's.
     """
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))  # small: only the weights matter
-    shape, worst, before = dataclasses.asdict(model), 0.0, paddle.get_default_dtype()
-    try:
-        paddle.set_default_dtype("float64")
+    shape, worst = dataclasses.asdict(model), 0.0
+    with precision("float64"):
         ours = fixmatch.models.build_model(num_classes=num_classes, **shape)
-    finally:
-        paddle.set_default_dtype(before)
     mirror = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
     ours.eval()
     mirror.eval()

@@ -16,7 +16,7 @@ from fixmatch.checkpoint import Checkpoint, load_weights
 from fixmatch.config import Config, from_dict
 from parity import subject
 from parity.case import IDLE, Case
-from parity.compare import Row, compare_tensor, near
+from parity.compare import Row, compare_tensor, near, raised
 from parity.mirror import step as mirror
 from parity.reference import precision
 from parity.weights import paddle_to_torch, torch_to_paddle
@@ -41,8 +41,7 @@ def meaning_rows(label: str, ours: Checkpoint, theirs: dict, config: Config) -> 
             yield from _logits_rows(label, found, expected)
             yield from _step_rows(label, found, expected)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            yield Row(f"{label}/loads", np.inf, np.inf, False, why)
+            yield raised(f"{label}/loads", error)
 
 
 def _mirror_restored(content: dict, config: Config, classes: int) -> mirror.TrainState:

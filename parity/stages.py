@@ -11,7 +11,7 @@ import numpy as np
 from fixmatch.data import DataError
 from parity import augment, batches, goldens, operators, published, ranks, reference_figures, resume, subject
 from parity.case import Case
-from parity.compare import Row, Trace, compare, compare_tensor
+from parity.compare import Row, Trace, compare, compare_tensor, raised
 from parity.hints import hint_for
 
 # What runs before training, in two processes: in float64 and on one thread, and as the run trains.
@@ -240,8 +240,7 @@ def _guarded(rows: Iterator[Row]) -> Iterator[Row]:
     except (DataError, MemoryError):  # a damaged golden, or a machine too small: nothing was proven wrong
         raise
     except Exception as error:
-        yield Row("stage/raised nothing", np.inf, np.inf, False,
-                  f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        yield raised("stage/raised nothing", error)
 
 
 def isolate(result: StageResult, case: Case) -> None:

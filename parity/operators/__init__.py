@@ -19,7 +19,7 @@ from fixmatch import kernels, runtime
 from fixmatch.kernels import openmp
 from fixmatch.models import layers
 from parity.case import Case
-from parity.compare import Row
+from parity.compare import Row, raised
 from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.kinds import pairs
@@ -67,8 +67,7 @@ def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
         for pair in pairs(probe):
             yield judge(pair, f"{probe.name}/{pair.name}", probe.call.layer, roundoff)
     except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({probe.call.layer})"
-        yield Row(f"{probe.name}/call", np.inf, np.inf, False, why)
+        yield raised(f"{probe.name}/call", error, f" ({probe.call.layer})")
 
 
 @contextlib.contextmanager
