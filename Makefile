@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test clean
+.PHONY: install train test test-long clean
 
 install: .venv/installed
 
@@ -19,6 +19,9 @@ train: install
 test: install
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses auto
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -37,6 +37,7 @@ from fixmatch.runfolder import RunFolder
 from fixmatch.runtime import select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
 from fixmatch.trainer import Trainer
+from fixmatch.usage import command
 
 
 class Interrupted(KeyboardInterrupt):
@@ -200,7 +201,7 @@ def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:
     inputs.manifest.provenance["parity"] = verdict["verdict"]
     if verdict["passed"] is False and config.parity.on_failure == "abort":
         raise SelfCheckFailed(f"{folder}: the self-check failed, so nothing was trained; see {folder}/parity.json, or "
-                              f"run tools/parity.py -c {folder}/config.yaml; parity.on_failure=warn trains all the "
+                              f"run {command('parity')} -c {folder}/config.yaml; parity.on_failure=warn trains all the "
                               "same")
 
 

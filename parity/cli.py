@@ -31,7 +31,7 @@ class UsageError(ValueError):
     """A combination of arguments that cannot be run."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tool sets another one while modules load
@@ -47,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="parity.py", description="Prove that the trainer is numerically the PyTorch reference.")
+    parser = Parser("parity", description="Prove that the trainer is numerically the PyTorch reference.")
     names = [*stages.stages(), "all"]
     parser.add_argument("--stage", choices=names, default="all", help="what to prove (default: all)")
     parser.add_argument("-c", "--config", type=pathlib.Path, help="whose network and hyper-parameters to use")

@@ -18,7 +18,7 @@ import fixmatch.models
 import parity.mirror.models
 from fixmatch import checkpoint
 from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
-from fixmatch.cli import Parser, guarded
+from fixmatch.cli import Parser
 from fixmatch.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
 from fixmatch.data import NUM_CLASSES
 from fixmatch.data.sources.cifar import statistics
@@ -45,9 +45,9 @@ _CLASSES = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="convert.py", description="Turn a .pth or .pth.tar of the PyTorch reference into a checkpoint folder, or "
+        "convert", description="Turn a .pth or .pth.tar of the PyTorch reference into a checkpoint folder, or "
         "a run or checkpoint folder into a .pth.tar.")
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("target", type=pathlib.Path)
@@ -55,10 +55,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), help="what the reference was trained on "
                         "(default: what a file made here says, else cifar10 or cifar100 by its number of classes)")
     args = parser.parse_args(argv)
-    return guarded(lambda: _convert(args))
-
-
-def _convert(args) -> int:
     if args.source.is_dir():
         print(to_reference(args.source, args.target, args.which))
     else:

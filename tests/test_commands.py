@@ -189,19 +189,19 @@ def test_resume_with_other_settings_or_without_its_split_is_refused(whole, capsy
     for override in ("optim.lr=0.01", "model.width=2", "run.seed=1", "ssl.threshold=0.9"):
         key, value = override.split("=")
         arguments = digits(f"run.dir={run}", f"train.total_steps={STEPS}", override)
-        assert cli.train_main([*map(str, arguments), "--resume"]) == 2
+        assert cli.main(["train", *map(str, arguments), "--resume"]) == 2
         message = capsys.readouterr().err
         assert len(message.splitlines()) == 1
         assert key in message
         assert value in message
     (run / "split.json").unlink()
-    assert cli.train_main([*map(str, digits(f"run.dir={run}", f"train.total_steps={STEPS}")), "--resume"]) == 2
+    assert cli.main(["train", *map(str, digits(f"run.dir={run}", f"train.total_steps={STEPS}")), "--resume"]) == 2
     assert "split.json" in capsys.readouterr().err
 
 
 def test_resume_with_fewer_steps_than_are_done_is_refused(whole, capsys, tmp_path):
     run = shutil.copytree(whole[0], tmp_path / "run")
-    assert cli.train_main([*map(str, digits(f"run.dir={run}", "train.total_steps=50")), "--resume"]) == 2
+    assert cli.main(["train", *map(str, digits(f"run.dir={run}", "train.total_steps=50")), "--resume"]) == 2
     assert "train.total_steps" in capsys.readouterr().err
 
 
@@ -235,7 +235,7 @@ def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, p
     assert f"train.total_steps: was {STEPS}, now {STEPS + 1};" in run_tool("train", *arguments, cwd=place).stdout
     manifest = run / "checkpoints/latest/checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
-    assert cli.train_main([*map(str, arguments)]) == 2
+    assert cli.main(["train", *map(str, arguments)]) == 2
     assert "by 4 processes, now there are 1" in capsys.readouterr().err
 
 
@@ -269,7 +269,7 @@ def test_a_folder_in_use_is_refused(whole, capsys):
     before = sorted(run.rglob("*"))
     with open(run / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert cli.train_main([*map(str, digits(f"run.dir={run}"))]) == 2
+        assert cli.main(["train", *map(str, digits(f"run.dir={run}"))]) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert "another process" in message
@@ -279,11 +279,11 @@ def test_a_folder_in_use_is_refused(whole, capsys):
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.tex", tmp_path / "thesis.tex/run"):
-        assert cli.train_main([*map(str, digits(f"run.dir={target}"))]) == 2
+        assert cli.main(["train", *map(str, digits(f"run.dir={target}"))]) == 2
         assert str(target) in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["thesis.tex"]
     (tmp_path / "config.yaml").write_text("of: something else")
-    assert cli.train_main([*map(str, digits(f"run.dir={tmp_path}"))]) == 2
+    assert cli.main(["train", *map(str, digits(f"run.dir={tmp_path}"))]) == 2
     assert sorted(os.listdir(tmp_path)) == ["config.yaml", "thesis.tex"]
 
 
@@ -342,30 +342,30 @@ def test_exit_2_one_line_and_nothing_left_behind(tmp_path, run_tool, prepare, ov
 ], ids=lambda arguments: str(arguments[-1])[:30])
 def test_other_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.train_main([*map(str, arguments)]) in (1, 2)
+    assert cli.main(["train", *map(str, arguments)]) in (1, 2)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert os.listdir(tmp_path) == []
 
 
 def test_more_memory_than_there_is_is_one_line(tmp_path, capsys):
-    assert cli.train_main([*map(str, digits(f"run.dir={tmp_path}/run", "train.batch_size=100000000000"))]) == 1
+    assert cli.main(["train", *map(str, digits(f"run.dir={tmp_path}/run", "train.batch_size=100000000000"))]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["-c"], ["-c", "x.yaml", "--bogus"]])
 def test_wrong_usage_is_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.train_main(arguments)
+        cli.main(["train", *arguments])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_eval_of_what_is_no_checkpoint(tmp_path, whole, capsys):
-    assert cli.eval_main([str(tmp_path)]) == 2
+    assert cli.main(["eval", str(tmp_path)]) == 2
     run = shutil.copytree(whole[0], tmp_path / "run")
     arrays = next((run / "checkpoints/latest").glob("arrays-*"))
     arrays.write_bytes(arrays.read_bytes()[:-1])
-    assert cli.eval_main([str(run)]) == 2
+    assert cli.main(["eval", str(run)]) == 2
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 2
     assert "damaged" in messages[1]
@@ -376,7 +376,7 @@ def test_eval_of_a_manifest_without_what_it_needs(tmp_path, whole, capsys, key):
     run = shutil.copytree(whole[0], tmp_path / "run")
     manifest = run / "checkpoints/latest/checkpoint.json"
     manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != key}))
-    assert cli.eval_main([str(run)]) == 2
+    assert cli.main(["eval", str(run)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -385,7 +385,7 @@ def test_eval_of_a_manifest_with_what_it_cannot_use(tmp_path, whole, capsys, key
     run = shutil.copytree(whole[0], tmp_path / "run")
     manifest = run / "checkpoints/latest/checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {key: value}))
-    assert cli.eval_main([str(run)]) == 2
+    assert cli.main(["eval", str(run)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert f"'{key}' cannot be {value!r}" in error

@@ -61,7 +61,7 @@ def test_a_logit_that_is_no_number_has_no_confidence():
 
 def test_a_file_that_cannot_be_written(run, tmp_path, capsys):
     (tmp_path / "old.csv").mkdir()
-    assert cli.eval_main([str(run), "--predictions", str(tmp_path / "old.csv")]) == 1
+    assert cli.main(["eval", str(run), "--predictions", str(tmp_path / "old.csv")]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert str(tmp_path / "old.csv") in error
@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_written(run, tmp_path, capsys):
 
 
 def error_of(capsys, *arguments) -> str:
-    assert cli.eval_main([*map(str, arguments)]) == 2
+    assert cli.main(["eval", *map(str, arguments)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     return error
@@ -111,7 +111,7 @@ def test_other_data_of_the_same_classes_are_evaluated(run, tmp_path, capsys, mon
         scipy.io.savemat(tmp_path / f"{part}_32x32.mat", {
             "X": rng.integers(0, 256, (32, 32, 3, 10), dtype=np.uint8), "y": np.arange(1, 11, dtype=np.uint8)[:, None]})
     monkeypatch.setattr(svhn, "_MD5", {path.name: svhn.md5_of(path) for path in tmp_path.glob("*.mat")})
-    assert cli.eval_main([str(run), "--predictions", str(tmp_path / "found.csv"), "-o", "data.name=svhn",
-                          f"data.root={tmp_path}"]) == 0
+    assert cli.main(["eval", str(run), "--predictions", str(tmp_path / "found.csv"), "-o", "data.name=svhn",
+                     f"data.root={tmp_path}"]) == 0
     assert capsys.readouterr().err == ""
     assert [row["label"] for row in rows_of((tmp_path / "found.csv").read_text())] == list("1234567890")

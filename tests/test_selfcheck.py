@@ -104,7 +104,7 @@ def arguments(tmp_path, *more):
 
 def test_training_is_refused_after_a_failure(config, stand_in, tmp_path, capsys):
     stand_in(FAILS)
-    assert cli.train_main(arguments(tmp_path)) == 3
+    assert cli.main(["train", *arguments(tmp_path)]) == 3
     assert "PARITY FAIL x" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/parity.json").read_text())["passed"] is False
     assert not (tmp_path / "run/checkpoints").exists()
@@ -112,10 +112,10 @@ def test_training_is_refused_after_a_failure(config, stand_in, tmp_path, capsys)
 
 def test_training_goes_on_knowingly(config, stand_in, tmp_path):
     stand_in(FAILS)
-    assert cli.train_main(arguments(tmp_path, "parity.on_failure=warn")) == 0
+    assert cli.main(["train", *arguments(tmp_path, "parity.on_failure=warn")]) == 0
     assert json.loads((tmp_path / "run/result.json").read_text())["parity"] == "PARITY FAIL x"
 
 
 def test_a_run_that_is_not_checked_says_so(config, tmp_path):
-    assert cli.train_main(arguments(tmp_path, "parity.enabled=false")) == 0
+    assert cli.main(["train", *arguments(tmp_path, "parity.enabled=false")]) == 0
     assert "not checked" in json.loads((tmp_path / "run/result.json").read_text())["parity"]

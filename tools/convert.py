@@ -1,6 +1,5 @@
 """python tools/convert.py --help"""
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -9,11 +8,7 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)  # tools/ itself would hide the package `parity`
 signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while modules load: nothing to save, nothing to say
 
-if importlib.util.find_spec("torch") is None:
-    print("error: this needs Torch: pip install 'fixmatch-paddle[parity]'", file=sys.stderr)
-    sys.exit(2)
-
-from parity.convert import main  # noqa: E402
+from fixmatch.cli import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["convert", *sys.argv[1:]]))

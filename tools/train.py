@@ -5,10 +5,10 @@ import pathlib
 import signal
 import sys
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)  # tools/ itself would hide the packages
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)  # tools/ itself would hide the package `parity`
 signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while modules load: nothing to save, nothing to say
 
-from fixmatch.cli import train_main  # noqa: E402
+from fixmatch.cli import main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(train_main())
+    sys.exit(main(["train", *sys.argv[1:]]))

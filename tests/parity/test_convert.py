@@ -13,8 +13,7 @@ from running import ROOT
 
 torch = pytest.importorskip("torch")
 
-from fixmatch import checkpoint, run  # noqa: E402
-from fixmatch.cli import eval_main  # noqa: E402
+from fixmatch import checkpoint, cli, run  # noqa: E402
 from fixmatch.config import Config, ModelConfig, load_config, recipes, to_dict  # noqa: E402
 from fixmatch.data import NUM_CLASSES  # noqa: E402
 from parity import convert, convert_stage, plants, reference_checkpoint  # noqa: E402
@@ -68,10 +67,10 @@ def reference_file(path, arch: str, prefix: str = "", num_classes: int = 10) -> 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_there_and_back_is_the_same(arch, prefix, tmp_path, capsys):
     states = reference_file(tmp_path / "model_best.pth.tar", arch, prefix)
-    assert convert.main([str(tmp_path / "model_best.pth.tar"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "model_best.pth.tar"), str(tmp_path / "ours")]) == 0
     assert "logits agree" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "ours").manifest.config["model"]["arch"] == arch
-    assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 0
+    assert cli.main(["convert", str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 0
     back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
     for key, state in states.items():
         assert back[key].keys() == state.keys()
@@ -80,20 +79,20 @@ def test_there_and_back_is_the_same(arch, prefix, tmp_path, capsys):
 
 def test_a_bare_state_dict(tmp_path):
     torch.save(build_model("wideresnet", 100, depth=10, width=1).state_dict(), tmp_path / "bare.pth")
-    assert convert.main([str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
     assert checkpoint.load(tmp_path / "ours").manifest.dataset == "cifar100"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_what_was_converted_can_be_evaluated(name, tmp_path, capsys):
     torch.save(build_model("wideresnet", NUM_CLASSES[name], depth=10, width=1).state_dict(), tmp_path / "bare.pth")
-    assert convert.main([str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "bare.pth"), str(tmp_path / "ours")]) == 0
     files = cifar_archive.contents(name)
     meta, key = ("batches.meta", b"label_names") if name == "cifar10" else ("meta", b"fine_label_names")
     files[meta][key] = [word.encode() for word in convert._CLASSES[name].split()]
     cifar_archive.write_folder(tmp_path / "data", files, name)
     capsys.readouterr()
-    code = eval_main([str(tmp_path / "ours"), "-o", f"data.root={tmp_path / 'data'}"])
+    code = cli.main(["eval", str(tmp_path / "ours"), "-o", f"data.root={tmp_path / 'data'}"])
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "raw" in out
@@ -114,7 +113,7 @@ class Hostile:
 def test_what_is_no_reference_checkpoint_is_refused(content, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save(content, tmp_path / "bad.pth")
-    assert convert.main(["bad.pth", "ours"]) == 2
+    assert cli.main(["convert", "bad.pth", "ours"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert sorted(os.listdir()) == ["bad.pth"]
 
@@ -122,7 +121,7 @@ def test_what_is_no_reference_checkpoint_is_refused(content, tmp_path, monkeypat
 def test_a_checkpoint_with_a_foreign_name_is_refused(tmp_path, capsys):
     checkpoint.save(tmp_path / "ours", {"model/fc.wieght": np.zeros((2, 2)), "ema/fc.weight": np.zeros((2, 2))},
                     manifest(["a", "b"]))
-    assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 2
+    assert cli.main(["convert", str(tmp_path / "ours"), str(tmp_path / "back.pth.tar")]) == 2
     assert "fc.wieght" in capsys.readouterr().err
     assert not (tmp_path / "back.pth.tar").exists()
 
@@ -130,7 +129,7 @@ def test_a_checkpoint_with_a_foreign_name_is_refused(tmp_path, capsys):
 def test_garbage_and_absence_are_one_line(tmp_path, capsys):
     (tmp_path / "garbage.pth").write_bytes(b"not a checkpoint")
     for name in ("garbage.pth", "absent.pth"):
-        assert convert.main([str(tmp_path / name), str(tmp_path / "ours")]) == 2
+        assert cli.main(["convert", str(tmp_path / name), str(tmp_path / "ours")]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -158,7 +157,7 @@ def test_the_command(tmp_path):
 
 def test_the_references_momentum_comes_under_the_right_names(tmp_path, capsys):
     network, optimizer = trained_by_the_reference(tmp_path / "a.pth.tar")
-    assert convert.main([str(tmp_path / "a.pth.tar"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pth.tar"), str(tmp_path / "ours")]) == 0
     assert "momentum of 21 parameters" in capsys.readouterr().out
     found = checkpoint.load(tmp_path / "ours")
     expected = {n: optimizer.state[p]["momentum_buffer"].numpy() for n, p in network.named_parameters()
@@ -174,7 +173,7 @@ def test_the_references_momentum_comes_under_the_right_names(tmp_path, capsys):
 
 def test_without_a_schedule_the_epochs_count_the_steps(tmp_path):
     reference_file(tmp_path / "a.pth.tar", "wideresnet")
-    assert convert.main([str(tmp_path / "a.pth.tar"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pth.tar"), str(tmp_path / "ours")]) == 0
     assert checkpoint.load(tmp_path / "ours").manifest.step == 7 * 1024
 
 
@@ -184,7 +183,7 @@ def test_an_optimizer_of_another_kind_is_left_out_and_said_to_be(tmp_path, capsy
                            ("none", "not the state of a Torch SGD")):
         state = optimizer if isinstance(optimizer, str) else optimizer.state_dict()
         torch.save({"state_dict": network.state_dict(), "optimizer": state}, tmp_path / "a.pth")
-        assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 0
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 0
         out = capsys.readouterr().out
         assert "without momentum" in out
         assert why in out
@@ -197,7 +196,7 @@ def test_momentum_of_another_shape_is_left_out_and_said_to_be(tmp_path, capsys):
     state = content["optimizer"]["state"]
     state[0], state[1] = state[1], state[0]
     torch.save(content, tmp_path / "a.pth")
-    assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 0
     assert "without momentum" in (out := capsys.readouterr().out)
     assert "conv1.weight has shape" in out
 
@@ -205,7 +204,7 @@ def test_momentum_of_another_shape_is_left_out_and_said_to_be(tmp_path, capsys):
 def test_a_file_in_half_precision_becomes_a_checkpoint_in_single(tmp_path):
     state = build_model("wideresnet", 10, depth=10, width=1).half().state_dict()
     torch.save(state, tmp_path / "half.pth")
-    assert convert.main([str(tmp_path / "half.pth"), str(tmp_path / "ours")]) == 0
+    assert cli.main(["convert", str(tmp_path / "half.pth"), str(tmp_path / "ours")]) == 0
     arrays = checkpoint.load(tmp_path / "ours").arrays
     assert {a.dtype for a in arrays.values()} == {np.dtype("float32")}
     np.testing.assert_array_equal(arrays["model/conv1.weight"], state["conv1.weight"].float().numpy())
@@ -218,7 +217,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, capsys):
                    for k in ("state_dict", "ema_state_dict")}
         content[key]["fc.bias"][0] = torch.nan
         torch.save(content, tmp_path / "a.pth")
-        assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 2
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "ours")]) == 2
         assert "nan" in capsys.readouterr().err
         assert not (tmp_path / "ours").exists()
 
@@ -233,22 +232,22 @@ def ours(folder, classes, step: int = 0):
 
 def test_class_names_and_step_of_other_data_come_back(tmp_path):
     ours(tmp_path / "run", ["wolf", "ant", "Zebra"], step=2050)
-    assert convert.main([str(tmp_path / "run"), str(tmp_path / "a.pt")]) == 0
+    assert cli.main(["convert", str(tmp_path / "run"), str(tmp_path / "a.pt")]) == 0
     assert torch.load(tmp_path / "a.pt", weights_only=True)["epoch"] == 2
-    assert convert.main([str(tmp_path / "a.pt"), str(tmp_path / "back")]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "back")]) == 0
     assert checkpoint.load(tmp_path / "back").manifest == checkpoint.load(tmp_path / "run").manifest
 
 
 @pytest.mark.parametrize("facts", [3, {}, {"manifest": {"step": "two"}, "augment": {}}, {"manifest": 3}, "classes"])
 def test_damaged_facts_of_ours_are_refused(facts, tmp_path, capsys):
     ours(tmp_path / "run", ["a", "b"])
-    assert convert.main([str(tmp_path / "run"), str(tmp_path / "a.pth")]) == 0
+    assert cli.main(["convert", str(tmp_path / "run"), str(tmp_path / "a.pth")]) == 0
     content = torch.load(tmp_path / "a.pth", weights_only=True)
     own = content[reference_checkpoint.OWN]
     content[reference_checkpoint.OWN] = (
         own | {"manifest": own["manifest"] | {"classes": ["a"]}} if facts == "classes" else facts)
     torch.save(content, tmp_path / "a.pth")
-    assert convert.main([str(tmp_path / "a.pth"), str(tmp_path / "back")]) == 2
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "back")]) == 2
     assert len((err := capsys.readouterr().err).splitlines()) == 1
     assert reference_checkpoint.OWN in err
 
@@ -256,7 +255,7 @@ def test_damaged_facts_of_ours_are_refused(facts, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["mine.onnx", "mine", "mine.pth.zip", "mine.pdparams"])
 def test_a_torch_file_is_not_given_a_foreign_name(name, tmp_path, capsys):
     ours(tmp_path / "run", ["a", "b"])
-    assert convert.main([str(tmp_path / "run"), str(tmp_path / name)]) == 2
+    assert cli.main(["convert", str(tmp_path / "run"), str(tmp_path / name)]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert name in err

@@ -285,7 +285,7 @@ def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("ctaugment") / "whole"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ctaugment, "DECAY", 0.5)
-        assert cli.train_main(arguments(run)) == 0
+        assert cli.main(["train", *arguments(run)]) == 0
     return run
 
 
@@ -305,7 +305,7 @@ def test_a_checkpoint_holds_the_rates_of_the_last_steps(whole):
 
 @pytest.mark.usefixtures("fickle")
 def test_three_threads_end_in_the_same_weights(whole, tmp_path):
-    assert cli.train_main(arguments(tmp_path / "run", "runtime.data_threads=3")) == 0
+    assert cli.main(["train", *arguments(tmp_path / "run", "runtime.data_threads=3")]) == 0
     assert_same_arrays(tmp_path / "run", whole)
 
 
@@ -319,10 +319,10 @@ def test_an_interrupted_run_ends_in_the_same_weights(step, whole, tmp_path, monk
     right = Monitor.record
     with monkeypatch.context() as patched:
         patched.setattr(Monitor, "record", record)
-        assert cli.train_main(arguments(tmp_path / "run")) == 130
+        assert cli.main(["train", *arguments(tmp_path / "run")]) == 130
     assert f"interrupted after step {step}" in capsys.readouterr().out
     assert len(arrays_of(tmp_path / "run")["augment/rates"]) == min(step, 4) + 1
-    assert cli.train_main([*arguments(tmp_path / "run"), "--resume"]) == 0
+    assert cli.main(["train", *arguments(tmp_path / "run"), "--resume"]) == 0
     assert_same_arrays(tmp_path / "run", whole)
 
 
@@ -331,7 +331,7 @@ def test_a_checkpoint_without_rates_is_refused_in_one_line(whole, tmp_path, caps
     saved = checkpoint.load(run / "checkpoints/latest")
     checkpoint.save(run / "checkpoints/latest", {k: a for k, a in saved.arrays.items() if k != "augment/rates"},
                     saved.manifest)
-    assert cli.train_main([*arguments(run), "--resume"]) == 2
+    assert cli.main(["train", *arguments(run), "--resume"]) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert "augment/rates" in message
@@ -340,7 +340,7 @@ def test_a_checkpoint_without_rates_is_refused_in_one_line(whole, tmp_path, caps
 @pytest.mark.parametrize("settings", [("augment.strong=ctaugment", "ssl.mode=none"), ("augment.strong=torchssl",)])
 def test_runs_without_probes_have_no_rates(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.train_main([*map(str, digits("run.dir=run", "train.total_steps=2", *settings))]) == 0
+    assert cli.main(["train", *map(str, digits("run.dir=run", "train.total_steps=2", *settings))]) == 0
     assert not [name for name in arrays_of(tmp_path / "run") if name.startswith("augment")]
 
 

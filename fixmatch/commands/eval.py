@@ -1,0 +1,36 @@
+"""fixmatch eval: the scores of a checkpoint on the test images of its data set."""
+
+import json
+import pathlib
+
+from fixmatch import run
+from fixmatch.cli import Parser, add_overrides
+from fixmatch.evaluation import predictions_csv
+from fixmatch.files import write_atomic
+from fixmatch.monitor import describe
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("eval", description="Evaluate a run or a checkpoint on the test images.")
+    parser.add_argument("path", type=pathlib.Path, help="a run folder or a checkpoint folder")
+    parser.add_argument("--which", choices=("latest", "best"), default="latest", help="of a run folder")
+    add_overrides(parser, "settings to change, such as data.root or runtime.device")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--predictions", type=pathlib.Path, metavar="FILE",
+                        help="also write the EMA's prediction for every test image to FILE, as CSV")
+    args = parser.parse_args(argv)
+    found = run.evaluate(args.path, args.which, args.overrides)
+    source, scores = found.source, {"raw": found.raw, "ema": found.ema}
+    if args.json:
+        figures = {"checkpoint": str(found.folder), "step": found.step, **{k: s.to_dict() for k, s in scores.items()}}
+        write_atomic(args.json, json.dumps(figures, indent=1) + "\n")
+    if args.predictions:
+        images = source.test_paths or range(len(source.test))
+        write_atomic(args.predictions,
+                     predictions_csv(images, found.ema_logits, source.test.labels, source.classes))
+    print(f"{found.folder}  step {found.step}  {describe(scores)}")
+    for index, name in enumerate(source.classes):
+        accuracies = [scores[kind].per_class[index] for kind in ("ema", "raw")]
+        print(f"  {name:<20} " + "  ".join(f"{kind} {a:6.2f} %" if a is not None else f"{kind}      -"
+                                           for kind, a in zip(("EMA", "raw"), accuracies, strict=True)))
+    return 0
