@@ -43,9 +43,11 @@ def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
 
 
 @pytest.mark.parametrize(("plant", "row"), [
-    ("loop-strong-views-rolled", "losses/loss_u"), ("loop-labels-rolled", "losses/loss_x"),
-    ("loop-same-batch-again", "batch of step 1/x"), ("loop-momentum-lost", "momentum/"),
-    ("loop-network-in-eval-mode", "losses/loss_x")])
+    ("loop-strong-views-rolled", "losses/loss_u"),
+    pytest.param("loop-labels-rolled", "losses/loss_x", marks=pytest.mark.long),
+    pytest.param("loop-same-batch-again", "batch of step 1/x", marks=pytest.mark.long),
+    ("loop-momentum-lost", "momentum/"),
+    pytest.param("loop-network-in-eval-mode", "losses/loss_x", marks=pytest.mark.long)])
 def test_a_loop_that_does_something_else_is_stopped(tmp_path, plant, row):
     """The bug is in this process alone: the one that recomputes is as it is in the source."""
     confident = ["ssl.threshold=0.12"]  # so that the unsupervised loss is not 0 in the first steps

@@ -7,6 +7,7 @@ import tracemalloc
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = ["model.depth=10", "model.width=1", "train.batch_size=4", "train.mu=2", "parity.enabled=false",
@@ -30,6 +31,13 @@ def growth(work, calls: int, rounds: int) -> float:
         held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     return float(np.median(np.diff(held)))
+
+
+def first_of(values, count: int) -> list:
+    """Parameters of a test: the first `count` of `values` as they are, the others for make test-long."""
+    values = list(values)
+    return [*values[:count], *(pytest.param(*value if isinstance(value, tuple) else (value,), marks=pytest.mark.long)
+                               for value in values[count:])]
 
 
 def tool_environment() -> dict:

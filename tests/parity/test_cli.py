@@ -36,6 +36,7 @@ def test_wrong_usage_exits_2_with_one_line(arguments, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_networks_of_another_structure_end_in_a_verdict(prove):
     code, found = prove("--stage", "all", "--plant", "residual-missing")
     assert code == 1
@@ -43,8 +44,9 @@ def test_networks_of_another_structure_end_in_a_verdict(prove):
     assert ("backward", "float32") not in [(s["stage"], s["dtype"]) for s in found["stages"]]  # nothing to round
 
 
-@pytest.mark.parametrize("settings", [["train.clip_grad_norm=0.1", "train.amp=true"], ["optim.weight_decay=0"],
-                                      ["optim.momentum=0", "optim.nesterov=false"], ["run.seed=18446744073709551615"]])
+@pytest.mark.parametrize("settings", [
+    ["train.clip_grad_norm=0.1", "train.amp=true", "optim.weight_decay=0", "run.seed=18446744073709551615"],
+    pytest.param(["optim.momentum=0", "optim.nesterov=false"], marks=pytest.mark.long)])
 def test_settings_without_counterpart_in_the_reference_are_no_divergence(settings, prove):
     assert prove("--self-check", "-o", *settings)[0] == 0
 

@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from running import ROOT
+from running import ROOT, first_of
 
 from parity import cli, goldens, stages
 from parity.compare import compare
@@ -28,7 +28,7 @@ def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
     assert "nearest recorded" in found["subject"]
 
 
-@pytest.mark.parametrize("name", goldens.CASES)
+@pytest.mark.parametrize("name", first_of(goldens.CASES, 2))
 def test_goldens_are_what_torch_gives_today(name):
     case = goldens.CASES[name]
     for recorded, fresh in (("loss", stages.stages()["loss"].reference(case)),

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from running import ROOT
+from running import ROOT, first_of
 from safetensors.numpy import load_file
 
 from parity import launch, plants, ranks, ranks_worker
@@ -56,7 +56,7 @@ def none_is_left(processes) -> bool:
         pathlib.Path(f"/proc/{process.pid}").exists() for process in processes)
 
 
-@pytest.mark.parametrize("arch", ["wideresnet", "resnext"])
+@pytest.mark.parametrize("arch", first_of(["wideresnet", "resnext"], 1))
 def test_clean_ranks_pass(arch, started):
     found = list(ranks.rows(small_case(arch, 0)))
     assert not [row.tensor for row in found if not row.passed]
@@ -77,7 +77,7 @@ def test_every_plant_has_a_row_here():
 SAMPLE = ("ranks-gradients-not-averaged", "ranks-gradients-summed", "ranks-start-apart", "ranks-stop-of-this-rank")
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", first_of(SAMPLE, 1))
 def test_a_plant_reaches_the_processes_and_is_caught(name):
     with plants.planted(name):
         first = next(row for row in ranks.rows(small_case("wideresnet", 0)) if not row.passed)

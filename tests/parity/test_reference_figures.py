@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from running import ROOT
+from running import ROOT, first_of
 
 from fixmatch.config import Config, ModelConfig
 from parity import goldens, plants
@@ -186,7 +186,7 @@ def test_every_shared_bug_says_which_row_names_it():
 
 
 @pytest.mark.skipif(not WITH_TORCH, reason="the bugs are put into the Torch side as well")
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", first_of(SHARED, 3))
 def test_a_bug_in_both_sides_alike_is_caught(name, monkeypatch):
     sides = list(stage._sides(thorough=True))
     with planted(name, monkeypatch):
