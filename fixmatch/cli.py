@@ -7,11 +7,12 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 import argparse
 import importlib
 import importlib.util
+import re
 import signal
 import sys
 
-from fixmatch.config import ConfigError
-from fixmatch.settings import suggest
+from fixmatch.config import Config, ConfigError
+from fixmatch.settings import meant, suggest
 from fixmatch.usage import command
 from fixmatch.version import __version__
 
@@ -36,7 +37,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"fixmatch {__version__}")
 
     def error(self, message: str):
-        self.exit(fail(f"{message} (--help shows the usage)", 2))
+        self.exit(fail(f"{message} ({self._override_meant(message) or '--help shows the usage'})", 2))
+
+    def _override_meant(self, message: str) -> str:
+        """Where `message` says that "--lr 0.1" is no argument: that it is a setting for -o."""
+        option = re.search(r"unrecognized arguments: --([\w.-]+)", message)
+        hint = meant(option[1], Config) if option and self.get_default("overrides") is not None else ""
+        return f"settings are given as -o section.key=value{hint}" if hint else ""
 
 
 def add_overrides(parser: argparse.ArgumentParser, help_text: str) -> None:

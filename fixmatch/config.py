@@ -22,18 +22,20 @@ OWN_IMAGES = ("data.name", ("folder", "csv"))
 @dataclass(frozen=True)
 class RunConfig:
     name: str = key("", "what the run is called; empty: the configuration file's name", resumable=True)
-    dir: str = key("", "run folder; empty: runs/<name>", resumable=True, path=True)
-    seed: int = key(0, "of every random draw", low=0, high=2**64 - 1)
+    dir: str = key("", "run folder; empty: runs/<name>", resumable=True, path=True,
+                   also=("out", "output", "output_dir", "out_dir", "save_dir"))
+    seed: int = key(0, "of every random draw", low=0, high=2**64 - 1, also=("random_seed", "manual_seed"))
     log_every: int = key(50, "steps between lines in the log, metrics.jsonl and VisualDL", low=1, resumable=True)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str = key("digits", "the data set", choices=DATASETS)
+    name: str = key("digits", "the data set", choices=DATASETS, also=("dataset",))
     root: str = key("data", "where archives are looked for and downloaded to; csv may be given the training CSV itself",
-                    resumable=True, path=True)
+                    resumable=True, path=True, also=("data_dir", "dataset_dir", "data_path"))
     download: bool = key(True, "whether what is missing may be downloaded", resumable=True)
-    num_labeled: int = key(40, "labels in all, not a class; 0: every image whose class is known", low=0)
+    num_labeled: int = key(40, "labels in all, not a class; 0: every image whose class is known", low=0,
+                           also=("n_labeled", "num_labels", "labels"))
     labels_per_class: tuple[int, ...] = key((), "one count a class, in class order, where they are not to be equal")
     include_labeled: bool = key(True, "whether unlabeled images include the labeled ones, as in the paper")
     split_file: str = key("", "a split.json to use instead of drawing one", path=True)
@@ -55,12 +57,12 @@ class AugmentConfig:
     strong: str = key("reference", "recipe of the strong views, see fixmatch/data/augment/recipes.py",
                       choices=("reference", "google", "torchssl", "ctaugment"))
     flip: bool | None = key(None, "whether views are mirrored at random; null: the data set's own; false for digits, "
-                                  "signs, text")
+                                  "signs, text", also=("hflip", "horizontal_flip"))
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    arch: str = key("wideresnet", "the network", choices=("wideresnet", "resnext"))
+    arch: str = key("wideresnet", "the network", choices=("wideresnet", "resnext"), also=("model", "network", "net"))
     depth: int = key(28, "layers as the name counts them: 28 in WRN-28-2", low=10)
     width: int = key(2, "widen factor of a WideResNet, base width of a ResNeXt", low=1)
     cardinality: int = key(4, "groups of a ResNeXt", low=1, only=("model.arch", ("resnext",)))
@@ -70,36 +72,41 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     total_steps: int = key(2**20, "steps of the run; changing it on resume changes the schedule from there on", low=1,
-                           resumable=True)
-    batch_size: int = key(64, "B, labeled images a step, a device", low=1)
-    mu: int = key(7, "unlabeled images for each labeled one", low=1)
-    eval_every: int = key(1024, "steps between evaluations and checkpoints", low=1, resumable=True)
+                           resumable=True, also=("epochs", "epoch", "num_epochs", "max_epochs", "iterations", "steps",
+                                                 "num_iters", "num_train_iter", "max_steps"))
+    batch_size: int = key(64, "B, labeled images a step, a device", low=1, also=("batch", "bs"))
+    mu: int = key(7, "unlabeled images for each labeled one", low=1, also=("uratio", "unlabeled_ratio"))
+    eval_every: int = key(1024, "steps between evaluations and checkpoints", low=1, resumable=True,
+                          also=("eval_step", "num_eval_iter", "eval_interval"))
     eval_batch_size: int = key(250, "test images at a time", low=1, resumable=True)
-    amp: bool = key(False, "mixed precision, on a GPU only")
+    amp: bool = key(False, "mixed precision, on a GPU only", also=("fp16", "mixed_precision"))
     clip_grad_norm: float = key(0.0, "largest gradient norm of each parameter group by itself; 0: off, as in the "
-                                     "reference", low=0.0)
+                                     "reference", low=0.0, also=("clip", "grad_clip", "max_grad_norm"))
 
 
 @dataclass(frozen=True)
 class SSLConfig:
     mode: str = key("fixmatch", "none: the supervised baseline on the labels alone", choices=("fixmatch", "none"))
-    threshold: float = key(0.95, "tau, the least confidence for a pseudo-label to count", low=0.0, high=1.0)
-    temperature: float = key(1.0, "T of the pseudo-labels' softmax", above=0.0)
-    lambda_u: float = key(1.0, "weight of the unsupervised loss", low=0.0)
+    threshold: float = key(0.95, "tau, the least confidence for a pseudo-label to count", low=0.0, high=1.0,
+                           also=("tau", "p_cutoff"))
+    temperature: float = key(1.0, "T of the pseudo-labels' softmax", above=0.0, also=("t",))
+    lambda_u: float = key(1.0, "weight of the unsupervised loss", low=0.0, also=("ulb_loss_ratio", "wu"))
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = key(0.03, "learning rate at the start of the cosine", above=0.0)
+    lr: float = key(0.03, "learning rate at the start of the cosine", above=0.0,
+                    also=("learning_rate", "base_lr", "eta"))
     momentum: float = key(0.9, "of the gradients", low=0.0, high=1.0)
     nesterov: bool = key(True, "whether the momentum is Nesterov's")
-    weight_decay: float = key(5e-4, "L2 coefficient, not on biases and batch norm", low=0.0)
-    warmup_steps: int = key(0, "steps of linear warm-up", low=0)
+    weight_decay: float = key(5e-4, "L2 coefficient, not on biases and batch norm", low=0.0,
+                              also=("wd", "wdecay", "l2"))
+    warmup_steps: int = key(0, "steps of linear warm-up", low=0, also=("warmup",))
 
 
 @dataclass(frozen=True)
 class EMAConfig:
-    decay: float = key(0.999, "share of the old average of the weights", low=0.0, high=1.0)
+    decay: float = key(0.999, "share of the old average of the weights", low=0.0, high=1.0, also=("ema_m", "ema_decay"))
 
 
 @dataclass(frozen=True)
@@ -111,10 +118,12 @@ class ParityConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    device: str = key("auto", "where it trains", choices=("auto", "cpu", "gpu"), resumable=True)
+    device: str = key("auto", "where it trains", choices=("auto", "cpu", "gpu"), resumable=True,
+                      also=("gpu", "gpus", "gpu_id"))
     cpu_kernels: str = key("auto", "faster operators on a CPU that has them", choices=("auto", "on", "off"),
                            resumable=True)
-    data_threads: int = key(1, "threads that prepare batches beside the training step", low=1, resumable=True)
+    data_threads: int = key(1, "threads that prepare batches beside the training step", low=1, resumable=True,
+                            also=("num_workers", "workers"))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 
 def key(default, meaning: str, *, low=None, high=None, above=None, choices=None, resumable: bool = False,
-        path: bool = False, only: tuple[str, tuple] | None = None):
+        path: bool = False, only: tuple[str, tuple] | None = None, also: tuple[str, ...] = ()):
     """A key of a section.
 
     Args:
@@ -33,9 +33,11 @@ def key(default, meaning: str, *, low=None, high=None, above=None, choices=None,
         resumable: whether it may change when a run is resumed without mixing two different trainings.
         path: whether a leading ~ means the home folder.
         only: (other key, its values) where this key does something; elsewhere it must keep its default.
+        also: what other programs call it, for hints.
     """
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "above": above,
-                                            "choices": choices, "resumable": resumable, "path": path, "only": only})
+                                            "choices": choices, "resumable": resumable, "path": path, "only": only,
+                                            "also": also})
 
 
 Settings = dict[str, tuple[object, str]]  # "section.key" -> (value, where it was said)
@@ -102,7 +104,7 @@ def build(table: type, settings: Settings, check_together: typing.Callable[[obje
     hints = {section: typing.get_type_hints(cls) for section, cls in sections(table).items()}
     for name, (value, where) in settings.items():
         if name not in known:
-            raise ConfigError(f"{where}: {name}: unknown key{suggest(name, known)}")
+            raise ConfigError(f"{where}: {name}: unknown key{meant(name, table)}")
         section, last = name.split(".")
         entry = known[name]
         if isinstance(value, bool) and "on" in (entry.metadata["choices"] or ()):
@@ -181,7 +183,7 @@ def _parse_yaml(text: str):
 def _flatten(table: type, tree: dict, where: str, settings: Settings) -> None:
     for section, values in tree.items():
         if section not in sections(table):
-            raise ConfigError(f"{where}: {section}: unknown section{suggest(str(section), sections(table))}")
+            raise ConfigError(f"{where}: {section}: unknown section{meant(str(section), table)}")
         if values is None:
             continue
         if not isinstance(values, dict):
@@ -238,6 +240,22 @@ def _check_range(value, limits, name: str, where: str):
 
 
 # --- messages
+
+
+def meant(name: str, table: type) -> str:
+    """A hint at the key or section that the unknown `name` stands for.
+
+    It is the one key whose last part is the same, else the one that other programs call so, else the nearest spelling.
+    Empty where nothing comes near.
+    """
+    last = name.rsplit(".", 1)[-1].lower().replace("-", "_")
+    same = [known for known in keys(table) if known.rsplit(".", 1)[-1] == last]
+    if len(same) == 1:
+        return f" (did you mean {same[0]}?)"
+    for known, entry in keys(table).items():
+        if last in entry.metadata["also"]:
+            return f" (here it is {known}: {entry.metadata['meaning'].partition(';')[0]})"
+    return suggest(name, keys(table) if "." in name else sections(table))
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from running import ROOT
 
 from fixmatch.config import KEYS, Config, ConfigError, from_dict, load_config, recipes, to_dict, to_yaml
+from fixmatch.config_docs import commented_yaml
 from fixmatch.settings import sections
 
 
@@ -50,6 +51,8 @@ def test_an_empty_file_gives_the_recipe_of_the_paper(write):
     ("trian: {mu: 3}", "trian", "", "train"),
     ("data: {name: cifar}", "data.name", "'cifar'", "cifar10"),
     ("ssl: {mode: fixmach}", "ssl.mode", "'fixmach'", "fixmatch"),
+    ("train: {lr: 0.1}", "train.lr", "", "optim.lr"),
+    ("lr: 0.1", "lr", "", "optim.lr"),
 ])
 def test_a_misspelt_key_or_name_is_said_with_what_was_meant(write, line, key, value, meant):
     path = write(line)
@@ -57,6 +60,20 @@ def test_a_misspelt_key_or_name_is_said_with_what_was_meant(write, line, key, va
     assert message.startswith(f"{path}: {key}: ")
     assert value in message
     assert f"did you mean {meant}" in message
+
+
+@pytest.mark.parametrize(("override", "key"), [
+    ("epochs=30", "train.total_steps: steps of the run)"), ("optim.learning_rate=0.1", "optim.lr: "),
+    ("train.learning-rate=0.1", "optim.lr: "), ("p_cutoff=0.9", "ssl.threshold: "), ("ssl.uratio=7", "train.mu: "),
+])
+def test_another_programs_name_for_a_key_is_translated(write, override, key):
+    assert f"unknown key (here it is {key}" in error_of(write(""), override)
+
+
+def test_no_key_is_called_elsewhere_what_another_key_is_called_here():
+    other_names = [name for entry in KEYS.values() for name in entry.metadata["also"]]
+    assert len(other_names) == len(set(other_names))
+    assert not set(other_names) & {name.split(".")[1] for name in KEYS}
 
 
 @pytest.mark.parametrize(("line", "key", "value"), [
@@ -226,6 +243,7 @@ def configs(draw) -> Config:
 def test_a_config_survives_dict_and_yaml(config):
     assert from_dict(to_dict(config), "here") == config
     assert from_dict(yaml.safe_load(to_yaml(config)), "here") == config
+    assert from_dict(yaml.safe_load(commented_yaml(config)), "here") == config
 
 
 def test_a_home_folder_is_meant_wherever_a_path_is_said(write, monkeypatch):
