@@ -16,9 +16,9 @@ _PAGE_HEAD = """\
 # Every setting
 
 Made from the table in `fixmatch/config.py` by `fixmatch configs --keys`; a test keeps the two equal. `-c` takes a YAML
-file whose top level holds these sections, and `base: FILE` to start from another file; `-o section.key=value` changes one
-setting. `fixmatch train -c CONFIG --print-config` shows the settings of a run. Where **resume** says yes, a key may have
-another value when `--resume` goes on with a run.
+file whose top level holds these sections, and `base: FILE` to start from another file; `-o section.key=value` changes
+one setting. `fixmatch train -c CONFIG --print-config` shows the settings of a run. Where **resume** says yes, a key may
+have another value when `--resume` goes on with a run.
 
 An editor that understands JSON schemas (the YAML extension of VS Code, for example) completes and checks a file whose
 first line is `# yaml-language-server: $schema=PATH/docs/configs.schema.json`; `fixmatch configs --schema` prints it.
