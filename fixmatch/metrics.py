@@ -39,10 +39,11 @@ class Window:
 
     Args:
         keeps: whether rows are kept for averages; without it they are only checked to be finite.
+        supervised: whether there are no unlabeled images, of which nothing is said then.
     """
 
-    def __init__(self, keeps: bool = True):
-        self.keeps = keeps
+    def __init__(self, keeps: bool = True, supervised: bool = False):
+        self.keeps, self.supervised = keeps, supervised
         self.pending: list[tuple[int, paddle.Tensor]] = []  # rows still on the device
         self.rows: list[np.ndarray] = []
 
@@ -64,16 +65,30 @@ class Window:
             self.rows.extend(fetched)
 
     def averages(self) -> dict[str, float | None]:
-        """Means over the rows; impurity is the percentage of wrong labels among the confident ones."""
+        """Means over the rows; impurity is the percentage of wrong labels among the confident ones.
+
+        Pseudo-labels are judged where the classes of all unlabeled images are known: those of a few of them, which are
+        often the labeled ones, would tell nothing of the others.
+        """
         mean = dict(zip(COLUMNS, np.mean(self.rows, axis=0, dtype=np.float64).tolist(), strict=True))
         known, right, confident_known, confident_right = (mean.pop(name) for name in COLUMNS[4:])
-        if known:
+        if self.supervised:
+            return {"loss": mean["loss"], "loss_x": mean["loss_x"]}
+        if known == 1:
             mean["pseudo_label_accuracy"] = 100 * right / known
             mean["impurity"] = 100 * (1 - confident_right / confident_known) if confident_known else None
         return mean
 
     def clear(self) -> None:
         self.rows.clear()
+
+
+def commonest_class(losses) -> dict[str, float | int | None]:
+    """The class that most confident pseudo-labels of a step have, and its share of them, 0..1; None without any."""
+    counts = np.bincount(losses.pseudo_labels.numpy()[losses.mask.numpy() > 0])
+    if not counts.size:
+        return {"top_class": None, "top_class_share": None}
+    return {"top_class": int(counts.argmax()), "top_class_share": float(counts.max() / counts.sum())}
 
 
 def as_json(value):

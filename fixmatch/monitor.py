@@ -3,25 +3,25 @@
 Accuracies are percent, the mask rate is a fraction, rates are images a second over all ranks.
 """
 
+import collections
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from fixmatch.config import Config, to_dict
+from fixmatch.curves import RESULTS, points
+from fixmatch.diagnosis import RECENT, diagnose
 from fixmatch.files import write_atomic
 from fixmatch.log import LOGGER
-from fixmatch.metrics import Window, as_json
+from fixmatch.metrics import Window, as_json, commonest_class
 
 _REFRESH = 1.0  # seconds between updates of the bar
 _PATIENCE = 30.0  # seconds between plain lines, where log_every steps take longer
-_CURVES = {  # what VisualDL draws of a line of metrics.jsonl of kind "train": its group -> keys
-    "train": ("loss", "loss_x", "loss_u", "lr"),
-    "ssl": ("mask", "pseudo_label_accuracy", "impurity"),
-    "time": ("images_per_second", "data_wait")}
 
 
 class Monitor:
@@ -29,16 +29,21 @@ class Monitor:
 
     Args:
         folder: the run folder.
-        total_steps: of the whole run.
+        config: of the run.
         first_step: steps already done; what metrics.jsonl holds beyond them is dropped.
-        log_every: steps between lines in metrics.jsonl and VisualDL.
         world_size: ranks that train; the rates are of all of them.
+        classes: K names.
     """
 
-    def __init__(self, folder: pathlib.Path | None, total_steps: int, first_step: int, log_every: int,
-                 world_size: int = 1):
-        self.folder, self.total_steps, self.log_every, self.world_size = folder, total_steps, log_every, world_size
-        self.window = Window(keeps=folder is not None)
+    def __init__(self, folder: pathlib.Path | None, config: Config, first_step: int = 0, world_size: int = 1,
+                 classes: Sequence[str] = ()):
+        self.folder, self.config, self.world_size, self.classes = folder, config, world_size, classes
+        self.total_steps, self.log_every = config.train.total_steps, config.run.log_every
+        self.supervised = config.ssl.mode == "none"
+        self.window = Window(keeps=folder is not None, supervised=self.supervised)
+        self.recent = collections.deque(maxlen=RECENT)  # lines of kind "train" of this session
+        self.evaluations = []  # lines of kind "eval" of this session
+        self.said = set()  # names of the rules that have spoken
         self.waited = self.images = 0.0  # since the last line
         self.since = self.shown = time.perf_counter()
         self.first_step, self.started = first_step, self.since
@@ -51,7 +56,7 @@ class Monitor:
 
         self.vdl = LogWriter(logdir=str(folder / "vdl"))
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=self.total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
     def record(self, step: int, losses, batch, lr: float, waited: float) -> None:
         """Takes note of one finished step; `waited` is the seconds it stood waiting for its batch."""
@@ -81,25 +86,27 @@ class Monitor:
     def _show(self, step: int, lr: float, as_line: bool) -> None:
         m = self.window.averages()
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {m['loss']:.3f} mask {m['mask']:.2f} {self._rate():.0f} img/s")
+            mask = "" if self.supervised else f"mask {m['mask']:.2f} "
+            self.bar.set_postfix_str(f"loss {m['loss']:.3f} {mask}{self._rate():.0f} img/s")
         if as_line:
             done = step - self.first_step
             left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
-            LOGGER.info(f"step {step}/{self.total_steps}  loss {m['loss']:.4f}  loss_x {m['loss_x']:.4f}  "
-                        f"loss_u {m['loss_u']:.4f}  mask {m['mask']:.3f}  lr {lr:.5f}  {self._rate():.0f} img/s  "
-                        f"left {tqdm.format_interval(left)}", extra={"behind_bar": self.bar is not None})
+            parts = "" if self.supervised else (f"loss_x {m['loss_x']:.4f}  loss_u {m['loss_u']:.4f}  "
+                                                f"mask {m['mask']:.3f}  ")
+            LOGGER.info(f"step {step}/{self.total_steps}  loss {m['loss']:.4f}  {parts}lr {lr:.5f}  "
+                        f"{self._rate():.0f} img/s  left {duration(left)}",
+                        extra={"behind_bar": self.bar is not None})
 
     def _keep(self, step: int, lr: float, losses) -> None:
         """Writes the averages since the last line, and starts anew."""
         elapsed = time.perf_counter() - self.since
         line = {"kind": "train", "step": step, **self.window.averages(), "lr": lr, "images_per_second": self._rate(),
                 "data_wait": self.waited / elapsed}
-        self._write(line)
-        for group, names in _CURVES.items():
-            for name in names:
-                self._draw(f"{group}/{name}", line.get(name), step)
-        if losses.confidence.size:
+        if not self.supervised:
+            line |= commonest_class(losses)
             self.vdl.add_histogram("ssl/confidence", losses.confidence.numpy(), step, buckets=20)
+        self._write(line)
+        self.recent.append(line)
         self.window.clear()
         self.waited = self.images = 0.0
         self.since = time.perf_counter()
@@ -107,30 +114,29 @@ class Monitor:
     def record_evaluation(self, step: int, found: dict, top1: dict) -> None:
         """Keeps {"raw": Scores, "ema": Scores} of a step, and says them beside the best so far."""
         self._write({"kind": "eval", "step": step, **{name: scores.to_dict() for name, scores in found.items()}})
-        for name, scores in found.items():
-            for metric in ("top1", "top5", "loss"):
-                self._draw(f"eval/{name}_{metric}", getattr(scores, metric), step)
         LOGGER.info(f"eval {step}/{self.total_steps}  {describe(found)}  |  EMA best {top1['ema']['best']:.2f} %, "
                     f"mean of last 20 {top1['ema']['mean_last_20']:.2f} %")
+        self.evaluations.append(as_json({"step": step} | {name: {"top1": scores.top1, "loss": scores.loss}
+                                                          for name, scores in found.items()}))
+        for finding in diagnose(self.recent, self.evaluations, self.config, self.classes):
+            if finding.name not in self.said:
+                LOGGER.info(f"note: {finding.text}")
+                self.said.add(finding.name)
 
     def skip(self, seconds: float) -> None:
         """Leaves `seconds` that were not spent on steps out of the rates and of the time left."""
         self.since += seconds
         self.started += seconds
 
-    def add_run(self, config: Config, preview: np.ndarray) -> None:
-        """Puts the configuration and the preview picture, uint8 [H, W, 3], into VisualDL.
+    def add_run(self, preview: np.ndarray) -> None:
+        """Puts the preview picture, uint8 [H, W, 3], and the configuration as hyper-parameters into VisualDL.
 
-        Its pages fold white space, so the configuration is a text for each section. Its table of hyper-parameters takes
-        a dot in a name for a path and shows nothing, and a bool or None crashes it.
+        Its table of hyper-parameters takes a dot in a name for a path and shows nothing, and a bool or None crashes it.
         """
-        tree = to_dict(config)
-        for section, keys in tree.items():
-            self.vdl.add_text(f"config/{section}", ", ".join(f"{key}: {value}" for key, value in keys.items()), 0)
         self.vdl.add_image("views/original_weak_strong", preview, 0, dataformats="HWC")
         hparams = {f"{section}/{key}": value if type(value) in (float, str) or _fits_a_page(value) else str(value)
-                   for section, keys in tree.items() for key, value in keys.items()}
-        self.vdl.add_hparams(hparams, ["eval/ema_top1", "eval/raw_top1"])
+                   for section, keys in to_dict(self.config).items() for key, value in keys.items()}
+        self.vdl.add_hparams(hparams, list(RESULTS))
 
     def close(self) -> None:
         if self.bar is not None:
@@ -139,12 +145,11 @@ class Monitor:
             self.vdl.close()
             self.metrics.close()
 
-    def _draw(self, tag: str, value: float | None, step: int) -> None:
-        if value is not None:
-            self.vdl.add_scalar(tag, value, step)
-
     def _write(self, line: dict) -> None:
-        print(json.dumps(as_json(line), allow_nan=False), file=self.metrics, flush=True)
+        line = as_json(line)
+        print(json.dumps(line, allow_nan=False), file=self.metrics, flush=True)
+        for tag, value in points(line, len(self.classes)).items():
+            self.vdl.add_scalar(tag, value, line["step"])
 
 
 def _fits_a_page(value) -> bool:
@@ -154,8 +159,20 @@ def _fits_a_page(value) -> bool:
 
 def describe(found: dict) -> str:
     """{"raw": Scores, "ema": Scores} in one line, as train.log and tools/eval.py show it."""
-    return "  |  ".join(f"{label} top-1 {s.top1:.2f} %  top-5 {s.top5:.2f} %  loss {s.loss:.4f}"
-                        for label, s in (("EMA", found["ema"]), ("raw", found["raw"])))
+    return "  |  ".join(f"{label} top-1 {s.top1:.2f} %" + f"  top-5 {s.top5:.2f} %" * (len(s.per_class) > 5)
+                        + f"  loss {s.loss:.4f}" for label, s in (("EMA", found["ema"]), ("raw", found["raw"])))
+
+
+def duration(seconds: float) -> str:
+    """A time to wait in its two largest units, such as "190 d 15 h" or "2 min 05 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def drop_later_lines(path: pathlib.Path, step: int) -> None:

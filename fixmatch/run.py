@@ -166,8 +166,8 @@ def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, l
         run = RunFolder(folder, resume=saved is not None)
         cleanup.callback(run.close)
         log.open(folder / "train.log")
-    monitor = Monitor(folder if run else None, config.train.total_steps, saved.manifest.step if saved else 0,
-                      config.run.log_every, world_size)
+    monitor = Monitor(folder if run else None, config, saved.manifest.step if saved else 0, world_size,
+                      source.classes)
     cleanup.callback(monitor.close)
     if run:
         if run.moved_to:
@@ -176,7 +176,7 @@ def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, l
         save_split(inputs.split, folder / "split.json", source.name, source.train.labels)
         picture = preview(source.train, source.flip, config.run.seed, config.augment.strong)
         save_png(picture, folder / "preview.png")
-        monitor.add_run(config, picture)
+        monitor.add_run(picture)
     loader = build_loader(config, source, inputs.split, rank, world_size)
     return Trainer(config, source, loader, monitor, folder / "checkpoints" if run else None, inputs.manifest)
 
@@ -188,9 +188,10 @@ def _headline(config: Config, inputs: Inputs, trainer: Trainer, device: str) -> 
     count = sum(p.size for p in trainer.state.model.parameters())
     batch = (f"{train.batch_size} labeled + {train.batch_size * train.mu} unlabeled images"
              if config.ssl.mode == "fixmatch" else f"{train.batch_size} labeled images, supervised only,")
+    unlabeled = f"{len(split.unlabeled):,} unlabeled and " if config.ssl.mode == "fixmatch" else ""
     return (f"{config.run.name}: {shape}, {count:,} parameters, on {device}; {source.name}, {len(split.labeled)} "
-            f"labels (split {split.sha256()[:8]}), {len(split.unlabeled):,} unlabeled and {len(source.test):,} test "
-            f"images; {batch} a step, {train.total_steps:,} steps")
+            f"labels (split {split.sha256()[:8]}), {unlabeled}{len(source.test):,} test images; "
+            f"{batch} a step, {train.total_steps:,} steps")
 
 
 def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:

@@ -386,7 +386,7 @@ def _paddle_step(name: str, config, batch_size: int):
     batches = _batches(batch_size)
     state = algorithm.build_state(config, 10, MEAN, STD)
     folder = pathlib.Path(tempfile.mkdtemp())
-    monitor = Monitor(folder, 10**6, 0, log_every=50)
+    monitor = Monitor(folder, config)
     spent = {"step": 0.0, "rest": 0.0}
     for owner, method in ((state.optimizer, "step"), (state.optimizer, "clear_grad"), (state.ema, "update")):
         setattr(owner, method, _timed(getattr(owner, method), spent))

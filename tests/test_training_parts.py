@@ -13,10 +13,10 @@ from fixmatch.data.loader import Batch
 from fixmatch.ema import EMA
 from fixmatch.evaluation import evaluate, score, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss, pseudo_label
-from fixmatch.metrics import Window, row_of
+from fixmatch.metrics import Window, commonest_class, row_of
 from fixmatch.models import build_model
 from fixmatch.models.layers import BatchNorm2D
-from fixmatch.monitor import Monitor, drop_later_lines
+from fixmatch.monitor import Monitor, describe, drop_later_lines, duration
 from fixmatch.normalize import Normalize
 from fixmatch.optimizer import TwoGroupSGD, decays
 from fixmatch.schedule import build_scheduler, cosine_7_16
@@ -274,7 +274,7 @@ def test_a_step_leaves_nothing_behind():
     batch = Batch(x, np.array([1, 3]), u_w, u_s, np.array([0, 1, 2, -1]))
     config = Config(model=ModelConfig(depth=10, width=1))
     state = algorithm.build_state(config, 10, (0.5,) * 3, (0.2,) * 3)
-    monitor = Monitor(None, 1000, 0, 10)
+    monitor = Monitor(None, config)
 
     def step():
         monitor.record(10, algorithm.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
@@ -337,21 +337,45 @@ def monitored(targets_u, pseudo_labels, mask) -> dict:
     return window.averages()
 
 
-def test_pseudo_labels_are_judged_where_the_class_is_known():
-    found = monitored([0, 1, -1, -1], [0, 2, 1, 1], [1, 1, 1, 0])
+def test_pseudo_labels_are_judged_where_all_classes_are_known():
+    found = monitored([0, 1, 2, 3], [0, 2, 2, 2], [1, 1, 1, 0])
     assert found["mask"] == pytest.approx(0.75)
     assert found["pseudo_label_accuracy"] == pytest.approx(50)
-    assert found["impurity"] == pytest.approx(50)
-    assert monitored([0, 1, -1, -1], [0, 2, 1, 1], [0, 0, 1, 1])["impurity"] is None  # no confident one is known
-    assert "impurity" not in monitored([-1, -1], [0, 1], [1, 1])
+    assert found["impurity"] == pytest.approx(100 / 3)
+    assert monitored([0, 1], [0, 2], [0, 0])["impurity"] is None  # none is confident
+    for targets in ([-1, -1], [0, -1]):  # often the labeled ones alone are known, and they are right
+        found = monitored(targets, [0, 1], [1, 1])
+        assert found.keys() == {"loss", "loss_x", "loss_u", "mask"}
 
 
 def test_a_monitor_without_a_folder_keeps_no_rows():
     zero, none, images = paddle.zeros([]), paddle.zeros([0]), np.zeros((3, 1), np.uint8)
-    monitor = Monitor(None, 10, 0, 1, world_size=2)
+    monitor = Monitor(None, Config(), world_size=2)
     batch = Batch(images, np.zeros(3, np.int64), images, images, np.zeros(3, np.int64))
     monitor.record(1, FixMatchLoss(zero, zero, zero, none, none, none), batch, 0.03, 0.0)
     assert (monitor.window.rows, monitor.window.pending, monitor.images) == ([], [], 18)
+
+
+def test_the_commonest_class_of_the_confident_pseudo_labels():
+    zero = paddle.zeros([])
+    losses = FixMatchLoss(zero, zero, zero, mask=tensor([1, 1, 1, 0, 1, 0]), confidence=tensor([1.0] * 6),
+                          pseudo_labels=labels(2, 2, 0, 0, 2, 0))
+    assert commonest_class(losses) == {"top_class": 2, "top_class_share": 0.75}
+    losses = losses._replace(mask=tensor([0.0] * 6))
+    assert commonest_class(losses) == {"top_class": None, "top_class_share": None}
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [
+    (0.4, "0 s"), (59.6, "1 min 00 s"), (3600, "1 h 00 min"), (86_399, "23 h 59 min"), (86_400, "1 d 0 h"),
+    (16_473_203, "190 d 15 h")])
+def test_durations_in_two_units(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_top_5_of_few_classes_is_left_out():
+    few, many = (score(np.eye(k), np.arange(k), np.ones(k)) for k in (5, 6))
+    assert "top-5" not in describe({"raw": few, "ema": few})
+    assert describe({"raw": many, "ema": many}).count("top-5 100.00 %") == 2
 
 
 def test_only_whole_lines_up_to_the_step_are_kept(tmp_path):
