@@ -79,7 +79,8 @@ class TrainConfig:
     eval_every: int = key(1024, "steps between evaluations and checkpoints", low=1, resumable=True,
                           also=("eval_step", "num_eval_iter", "eval_interval"))
     eval_batch_size: int = key(250, "test images at a time", low=1, resumable=True)
-    amp: bool = key(False, "mixed precision, on a GPU only", also=("fp16", "mixed_precision"))
+    amp: str = key("off", "mixed precision, on a GPU only: what convolutions and products are computed in",
+                   choices=("off", "float16", "bfloat16"), also=("fp16", "mixed_precision"))
     clip_grad_norm: float = key(0.0, "largest gradient norm of each parameter group by itself; 0: off, as in the "
                                      "reference", low=0.0, also=("clip", "grad_clip", "max_grad_norm"))
 
@@ -120,6 +121,8 @@ class ParityConfig:
 class RuntimeConfig:
     device: str = key("auto", "where it trains", choices=("auto", "cpu", "gpu"), resumable=True,
                       also=("gpu", "gpus", "gpu_id"))
+    deterministic: bool = key(False, "whether a run on a GPU, too, is bit for bit repeatable, which takes longer",
+                              resumable=True)
     cpu_kernels: str = key("auto", "faster operators on a CPU that has them", choices=("auto", "on", "off"),
                            resumable=True)
     data_threads: int = key(1, "threads that prepare batches beside the training step", low=1, resumable=True,

@@ -68,7 +68,8 @@ def _schema_of(hint, entry: dataclasses.Field) -> dict:
     limits, (kind, item, optional) = entry.metadata, _kind(hint)
     found = {"description": limits["meaning"], "default": entry.default}
     if limits["choices"]:
-        words = [*limits["choices"], *((True, False) if "on" in limits["choices"] else ())]  # YAML 1.1 reads on as true
+        read_as = {"on": True, "off": False}  # by YAML 1.1
+        words = [*limits["choices"], *(read_as[word] for word in limits["choices"] if word in read_as)]
         return found | {"enum": words}
     name = "array" if kind is tuple else _JSON_TYPES[kind]
     found["type"] = [name, "null"] if optional else name

@@ -19,6 +19,7 @@ from fixmatch.diagnosis import RECENT, diagnose
 from fixmatch.files import write_atomic
 from fixmatch.log import LOGGER
 from fixmatch.metrics import Window, as_json, commonest_class
+from fixmatch.scaler import LossScaler
 
 _REFRESH = 1.0  # seconds between updates of the bar
 _PATIENCE = 30.0  # seconds between plain lines, where log_every steps take longer
@@ -47,6 +48,7 @@ class Monitor:
         self.waited = self.images = 0.0  # since the last line
         self.since = self.shown = time.perf_counter()
         self.first_step, self.started = first_step, self.since
+        self.scaler: LossScaler | None = None  # of float16 training, whose skipped steps are told
         self.bar = None
         if folder is None:
             return
@@ -93,7 +95,9 @@ class Monitor:
             left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
             parts = "" if self.supervised else (f"loss_x {m['loss_x']:.4f}  loss_u {m['loss_u']:.4f}  "
                                                 f"mask {m['mask']:.3f}  ")
-            LOGGER.info(f"step {step}/{self.total_steps}  loss {m['loss']:.4f}  {parts}lr {lr:.5f}  "
+            scale = self.scaler.state() if self.scaler else {}
+            skipped = f"scale {scale['scale']:g}, {scale['skipped']} steps skipped  " if scale else ""
+            LOGGER.info(f"step {step}/{self.total_steps}  loss {m['loss']:.4f}  {parts}lr {lr:.5f}  {skipped}"
                         f"{self._rate():.0f} img/s  left {duration(left)}",
                         extra={"behind_bar": self.bar is not None})
 
@@ -102,6 +106,9 @@ class Monitor:
         elapsed = time.perf_counter() - self.since
         line = {"kind": "train", "step": step, **self.window.averages(), "lr": lr, "images_per_second": self._rate(),
                 "data_wait": self.waited / elapsed}
+        if self.scaler:
+            scale = self.scaler.state()
+            line |= {"loss_scale": scale["scale"], "skipped_steps": scale["skipped"]}
         if not self.supervised:
             line |= commonest_class(losses)
             self.vdl.add_histogram("ssl/confidence", losses.confidence.numpy(), step, buckets=20)

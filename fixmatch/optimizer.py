@@ -44,24 +44,30 @@ class TwoGroupSGD:
                     learning_rate, momentum, parameters=members, use_nesterov=nesterov,
                     weight_decay=weight_decay if decayed else None, grad_clip=clip))
 
-    def step(self, scaler: paddle.amp.GradScaler | None = None):
-        """Updates both groups; with a scaler, from gradients of the scaled loss, whose scale it then adapts.
+    def step(self, skip: paddle.Tensor | None = None):
+        """Updates both groups.
 
-        Where the gradients of either group overflowed, neither is updated: the scaler by itself judges each optimizer
-        alone, and adapts the scale to the last one.
+        Args:
+            skip: bool [1] on the device; where it is true, all weights and momentum stay what they were. It is not
+                read on the host, which would have to wait for it.
         """
-        if scaler is None or not scaler.is_enable():
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return
-        overflowed = paddle.zeros([], dtype="bool")
+        before = None if skip is None else self._copies()
         for optimizer in self.optimizers:
-            scaler.unscale_(optimizer)
-            overflowed = overflowed.logical_or(scaler._found_inf)
-        scaler._found_inf = overflowed
-        for optimizer in self.optimizers:
-            scaler.step(optimizer)
-        scaler.update()
+            optimizer.step()
+        if before is not None:
+            self._take_back(skip, before)
+
+    @paddle.no_grad()
+    def _copies(self) -> list[dict[str, paddle.Tensor]]:
+        return [{name: t.clone() for name, t in tensors.items()} for tensors in (self.parameters, self.state())]
+
+    @paddle.no_grad()
+    def _take_back(self, skip: paddle.Tensor, before: list[dict[str, paddle.Tensor]]) -> None:
+        """Where `skip` is true, puts the copies back; momentum that this very step made was 0 before it."""
+        for copies, tensors in zip(before, (self.parameters, self.state()), strict=True):
+            for name, tensor in tensors.items():
+                old = copies[name] if name in copies else paddle.zeros_like(tensor)
+                tensor.copy_(paddle.where(skip, old, tensor), False)
 
     def clear_grad(self):
         """Drops the gradients: left as zeros, a parameter that got none would still be decayed, and Torch skips it."""

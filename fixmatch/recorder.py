@@ -42,10 +42,11 @@ class Recorder:
                                                            "average": state.ema.average.training}}
         self._update = state.optimizer.step
 
-        def update(*args):
+        def update(skip=None, *args):
+            self._fact["skipped"] = skip is not None and bool(skip)
             self._gradients = {name: parameter.grad.numpy().copy() for name, parameter in state.model.named_parameters()
                                if parameter.grad is not None}
-            return self._update(*args)
+            return self._update(skip, *args)
 
         state.optimizer.step = update
 

@@ -34,7 +34,7 @@ from fixmatch.normalize import Normalize
 from fixmatch.preview import preview, save_png
 from fixmatch.recorder import Recorder
 from fixmatch.runfolder import RunFolder
-from fixmatch.runtime import select_device
+from fixmatch.runtime import mixed_precision, select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
 from fixmatch.trainer import Trainer
 from fixmatch.usage import command
@@ -104,7 +104,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
         trainer.recorder = recorder
         LOGGER.info(_headline(config, inputs, trainer, device))
-        if config.train.amp and device.startswith("cpu"):
+        if config.train.amp != "off" and device.startswith("cpu"):
             LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")
         if check:
             _judge(config, inputs, check)
@@ -151,7 +151,8 @@ def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequenc
 def _use_device(config: Config) -> str:
     """Sets device and operators; returns a description of both. Raises ConfigError."""
     try:
-        device = select_device(config.runtime.device)
+        device = select_device(config.runtime.device, config.runtime.deterministic)
+        mixed_precision(config.train.amp)
         return f"{device} ({set_cpu_kernels(config.runtime.cpu_kernels)})" if device == "cpu" else device
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -12,6 +12,10 @@ import pathlib
 import sys
 import warnings
 
+# What a GPU needs to give the same bits each time: convolutions by cuDNN algorithms that add in one order, chosen by
+# rule and not by trial, and gradients of lookups without atomic additions. A build without CUDA does not know them all.
+_DETERMINISTIC = {"FLAGS_cudnn_deterministic": True, "FLAGS_cudnn_exhaustive_search": False,
+                  "FLAGS_use_autotune": False, "FLAGS_embedding_deterministic": 1}
 # Paddle prints these lines on every import with more than one thread. They warn of OpenBLAS builds; wheels carry MKL.
 _IMPORT_NOISE = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
 
@@ -45,8 +49,11 @@ def configure() -> None:
             print(line, file=sys.stderr)
 
 
-def select_device(device: str) -> str:
+def select_device(device: str, deterministic: bool = False) -> str:
     """Makes `device` ("auto", "cpu" or "gpu") Paddle's current one and returns its name, such as "cpu" or "gpu:0".
+
+    Args:
+        deterministic: a GPU is to give the same bits each time; a CPU does so anyway, at one number of threads.
 
     Raises ValueError where a GPU is asked for and the Paddle build or the machine has none.
     """
@@ -55,5 +62,25 @@ def select_device(device: str) -> str:
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device == "gpu" and not has_gpu:
         raise ValueError("runtime.device: gpu: this Paddle build or machine has none; use cpu or auto")
-    paddle.device.set_device("gpu" if has_gpu and device != "cpu" else "cpu")
+    on_gpu = has_gpu and device != "cpu"
+    if on_gpu and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        paddle.set_flags(_DETERMINISTIC)
+    paddle.device.set_device("gpu" if on_gpu else "cpu")
     return paddle.device.get_device()
+
+
+def mixed_precision(setting: str) -> str | None:
+    """What of train.amp holds on Paddle's current device: "float16" or "bfloat16", or None for float32.
+
+    A CPU trains in float32. Raises ValueError for a GPU that lacks the dtype, of which Paddle would only warn.
+    """
+    import paddle
+
+    if setting == "off" or not paddle.device.get_device().startswith("gpu"):
+        return None
+    supported = {"float16": paddle.amp.is_float16_supported, "bfloat16": paddle.amp.is_bfloat16_supported}
+    if not supported[setting]():
+        raise ValueError(f"train.amp: {setting}: this GPU cannot compute in it; use off or "
+                         f"{'float16' if setting == 'bfloat16' else 'a newer GPU'}")
+    return setting

@@ -107,8 +107,9 @@ def build(table: type, settings: Settings, check_together: typing.Callable[[obje
             raise ConfigError(f"{where}: {name}: unknown key{meant(name, table)}")
         section, last = name.split(".")
         entry = known[name]
-        if isinstance(value, bool) and "on" in (entry.metadata["choices"] or ()):
-            value = "on" if value else "off"  # YAML reads the bare words as true and false
+        choices = entry.metadata["choices"] or ()
+        if isinstance(value, bool) and "off" in choices:  # YAML reads the bare words as true and false
+            value = "off" if not value else "on" if "on" in choices else "true"
         value = _check_range(_coerce(value, hints[section][last], name, where), entry.metadata, name, where)
         chosen[section][last] = os.path.expanduser(value) if entry.metadata["path"] else value
     config = table(**{section: cls(**chosen[section]) for section, cls in sections(table).items()})

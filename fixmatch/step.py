@@ -17,6 +17,8 @@ from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss
 from fixmatch.models import build_model
 from fixmatch.normalize import Normalize, to_device
 from fixmatch.optimizer import TwoGroupSGD
+from fixmatch.runtime import mixed_precision
+from fixmatch.scaler import LossScaler
 from fixmatch.schedule import build_scheduler
 
 
@@ -30,7 +32,8 @@ class TrainState:
     optimizer: TwoGroupSGD
     scheduler: paddle.optimizer.lr.LRScheduler
     normalize: Normalize
-    scaler: paddle.amp.GradScaler  # disabled unless train.amp
+    amp: str | None  # "float16" or "bfloat16": what convolutions and products are computed in; None: float32
+    scaler: LossScaler | None  # with float16 alone: the range of bfloat16 is that of float32
 
 
 def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
@@ -57,18 +60,36 @@ def supervised_step(state: TrainState, batch: Batch) -> FixMatchLoss:
 
 
 def forward(state: TrainState, images):
-    with paddle.amp.auto_cast(enable=state.scaler.is_enable()):
+    with autocast(state.amp):
         logits = state.network(images)
     return logits.astype(images.dtype)
 
 
+def autocast(amp: str | None):
+    """Mixed precision as the reference has it: level O1, each operator in the dtype that it can stand."""
+    return paddle.amp.auto_cast(enable=amp is not None, dtype=amp or "float16", level="O1")
+
+
 def update(state: TrainState, loss) -> None:
-    """Gradients, then in the reference's order: optimizer, schedule, EMA, clear."""
-    state.scaler.scale(loss).backward()
-    state.optimizer.step(state.scaler)
+    """Gradients, then in the reference's order: optimizer, schedule, EMA, clear.
+
+    Gradients that overflow float16 skip the optimizer alone. So does the reference, where apex leaves out the one call
+    of optimizer.step: its schedule moves on, and its average takes in the weights once more, which have not moved.
+    """
+    skip = backward(state, loss)
+    state.optimizer.step(skip)
     state.scheduler.step()
     state.ema.update()
     state.optimizer.clear_grad()
+
+
+def backward(state: TrainState, loss):
+    """The gradients of the loss. Returns whether they overflowed, bool [1] on the device; None where they cannot."""
+    if state.scaler is None:
+        loss.backward()
+        return None
+    state.scaler.scaled(loss).backward()
+    return state.scaler.unscale(state.optimizer.parameters.values())
 
 
 def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
@@ -81,6 +102,6 @@ def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
     optim, train = config.optim, config.train
     scheduler = build_scheduler(optim.lr, train.total_steps, optim.warmup_steps)
     optimizer = TwoGroupSGD(model, scheduler, optim.momentum, optim.weight_decay, optim.nesterov, train.clip_grad_norm)
-    amp = train.amp and paddle.device.get_device().startswith("gpu")
+    amp = mixed_precision(train.amp)
     return TrainState(model, distributed.parallel(model), EMA(model, average, config.ema.decay), optimizer, scheduler,
-                      Normalize(mean, std), paddle.amp.GradScaler(enable=amp))
+                      Normalize(mean, std), amp, LossScaler() if amp == "float16" else None)

@@ -12,7 +12,7 @@ import paddle.nn.functional as F
 
 from fixmatch import checkpoint, distributed
 from fixmatch import step as algorithm
-from fixmatch.checkpoint import Manifest, load_weights
+from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch, Loader, ProbedBatch
@@ -54,6 +54,7 @@ class Trainer:
         self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
         self.checkpoints, self.manifest = checkpoints, manifest
         self.state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
+        monitor.scaler = self.state.scaler
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
         self.evaluated_step = None  # the step that the last of `history` is from
@@ -142,7 +143,7 @@ class Trainer:
         manifest = dataclasses.replace(
             self.manifest, step=self.step, evaluated_step=self.evaluated_step, seconds=round(self.seconds, 3),
             train_seconds=round(self.train_seconds, 3), history=self.history,
-            scaler=_plain(self.state.scaler.state_dict()))
+            scaler=self.state.scaler.state() if self.state.scaler else {})
         if self.history["ema"] and self.history["ema"][-1] > self.best:
             self.best = self.history["ema"][-1]
             checkpoint.save(self.checkpoints / "best", arrays, manifest)
@@ -155,8 +156,11 @@ class Trainer:
         load_weights(self.state.ema.average, saved.part("ema"))
         self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
         facts = saved.manifest
-        if facts.scaler:  # empty where amp was off, or on a CPU
-            self.state.scaler.load_state_dict(facts.scaler)
+        if self.state.scaler and facts.scaler:  # it is empty where the run was on a CPU
+            try:
+                self.state.scaler.load_state(facts.scaler)
+            except ValueError as error:
+                raise CheckpointError(f"checkpoint.json: scaler: {error}") from None
         self.step = self.saved_step = facts.step
         self.evaluated_step = facts.evaluated_step
         self.state.scheduler.step(self.step)
@@ -192,8 +196,3 @@ def stop_signal():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _plain(state: dict) -> dict:
-    """A GradScaler's state as JSON: it holds one-element arrays."""
-    return {key: np.asarray(value).reshape(-1)[0].item() for key, value in state.items()}

@@ -91,7 +91,7 @@ class Case:
         run, train, optim = self.config.run, self.config.train, self.config.optim
         return dataclasses.replace(
             self.config, run=dataclasses.replace(run, seed=self.seed),
-            train=dataclasses.replace(train, total_steps=self.total_steps, amp=False, clip_grad_norm=0.0),
+            train=dataclasses.replace(train, total_steps=self.total_steps, amp="off", clip_grad_norm=0.0),
             optim=dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, 2)))
 
     @property

@@ -71,7 +71,7 @@ def _short(case: Case) -> Config:
     config = short_config(case, pathlib.Path("unused"), ranks_worker.STEPS)
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, bn_momentum=0.0),
-        train=dataclasses.replace(config.train, batch_size=2, mu=2, clip_grad_norm=0.0, amp=False),
+        train=dataclasses.replace(config.train, batch_size=2, mu=2, clip_grad_norm=0.0, amp="off"),
         ssl=dataclasses.replace(config.ssl, threshold=0.0))
 
 

@@ -86,12 +86,13 @@ def _step_rows(label: str, state, config: Config, before: dict, after: dict, fac
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     _load(state, before, lr)
     if forward and _elements(state.model, _batch_shape(after)) <= MOST_ELEMENTS:
-        yield from _forward_rows(label, state, config, before, after)
-    yield from _update_rows(label, state, config, before, after)
+        yield from _forward_rows(label, state, config, before, after, fact["skipped"])
+    yield from _update_rows(label, state, config, before, after, fact["skipped"])
 
 
-def _forward_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
-    """Losses, gradients and running statistics, from the recorded batch."""
+def _forward_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
+    """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
+    out."""
     found = part(after, "losses")
     losses = _joint_losses(state, config, after)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
@@ -102,7 +103,7 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict) 
             decided, _array(losses[name]), 0).astype(found[name].dtype))
     ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
-    for name in [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
+    for name in [] if skipped else [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
         gate = GRADIENT_GATE[config.model.arch]
         yield near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
     old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
@@ -137,8 +138,8 @@ def _joint_losses(state, config: Config, after: dict) -> dict:
             "mask": mask, "pseudo_labels": labels, "mask decided": clear_mask, "pseudo_labels decided": clear_label}
 
 
-def _update_rows(label: str, state, config: Config, before: dict, after: dict) -> Iterator[Row]:
-    """Momentum, weights and average, from the recorded gradients."""
+def _update_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
+    """Momentum, weights and average, from the recorded gradients; a skipped step leaves momentum and weights alone."""
     gradients = paddle_to_torch(part(after, "gradient"))
     old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
     for name, parameter in state.model.named_parameters():
@@ -146,9 +147,12 @@ def _update_rows(label: str, state, config: Config, before: dict, after: dict) -
         parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(np.float64))
     for group in state.optimizer.param_groups if config.train.clip_grad_norm else ():
         torch.nn.utils.clip_grad_norm_(group["params"], config.train.clip_grad_norm)
-    state.optimizer.step()
+    if not skipped:
+        state.optimizer.step()
     momentum = paddle_to_torch(part(after, "momentum"))
     expected = {n: _array(t) for n, t in state.optimizer.momentum_buffers().items()}
+    if skipped:  # momentum that the step had made is taken back to 0
+        expected = {n: np.zeros_like(a) for n, a in momentum.items()} | expected
     if config.optim.momentum > 0:
         for name in [*expected, *(n for n in _weights(momentum) if n not in expected)]:
             yield near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)

@@ -85,6 +85,7 @@ def test_no_key_is_called_elsewhere_what_another_key_is_called_here():
     ("train: {mu: 0}", "train.mu", "0"),
     ("train: {amp: 1}", "train.amp", "1"),
     ("train: {amp: 'yes'}", "train.amp", "'yes'"),
+    ("train: {amp: true}", "train.amp", "one of off, float16, bfloat16, got 'true'"),
     ("run: {name: [a]}", "run.name", "['a']"),
     ("run: {name: true}", "run.name", "True"),
     ("run: {seed: -1}", "run.seed", "-1"),
@@ -163,7 +164,9 @@ def test_a_base_that_is_missing_cyclic_or_no_name(write):
     ("optim.lr=1", "optim", "lr", 1.0),
     ("data.split_seed=3", "data", "split_seed", 3),
     ("data.split_seed=null", "data", "split_seed", None),
-    ("train.amp=true", "train", "amp", True),
+    ("train.amp=off", "train", "amp", "off"),
+    ("train.amp=false", "train", "amp", "off"),  # as it was written when it was true or false
+    ("train.amp=bfloat16", "train", "amp", "bfloat16"),
     ("run.name=007", "run", "name", "7"),
     ("run.name='007'", "run", "name", "007"),
     ("run.name=a=b", "run", "name", "a=b"),

@@ -9,6 +9,7 @@ Reference: kekmodel/FixMatch-pytorch, models/wideresnet.py and models/resnext.py
 
 import functools
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -112,8 +113,7 @@ def batch_norm_train(x, weight, bias, epsilon: float, activation):
     scratch = paddle.zeros_like(weight), paddle.ones_like(weight)
     y, _, _, mean, inverse_std, _ = paddle._C_ops.batch_norm(x, *scratch, weight, bias, False, 0.9, epsilon, "NCHW",
                                                              False, False)
-    stored_epsilon = float(paddle.full([], epsilon, dtype="float32"))
-    return activate(y, activation), mean.detach(), inverse_std.detach() ** -2.0 - stored_epsilon
+    return activate(y, activation), mean.detach(), inverse_std.detach() ** -2.0 - float(np.float32(epsilon))
 
 
 def activate(x, activation):

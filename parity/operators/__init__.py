@@ -71,17 +71,17 @@ def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _as_the_run(case: Case, threads: int | None) -> Iterator[bool]:
-    """Device, kernels and threads as in the run, for a while. Yields whether mixed precision is used."""
+def _as_the_run(case: Case, threads: int | None) -> Iterator[str | None]:
+    """Device, kernels and threads as in the run, for a while. Yields its mixed precision, None for float32."""
     device, setting = paddle.device.get_device(), layers._cpu_kernels
-    name = runtime.select_device(case.config.runtime.device)
+    name = runtime.select_device(case.config.runtime.device, case.config.runtime.deterministic)
     layers.set_cpu_kernels(case.config.runtime.cpu_kernels)
     obeys = name == "cpu" and kernels.status()[0]
     before = openmp.num_threads() if obeys else None
     if obeys:
         kernels.set_num_threads(threads or openmp.default_threads())
     try:
-        yield case.config.train.amp and name.startswith("gpu")
+        yield runtime.mixed_precision(case.config.train.amp)
     finally:
         if obeys:
             kernels.set_num_threads(before)
@@ -112,7 +112,7 @@ def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tupl
     yield batch, (rows, columns), min(batch, max(2, int(exact)))
 
 
-def _roundoff(amp: bool) -> float:
-    """Of one operation in the run: float16 has 11 bits, as have the products of float32 numbers in TF32."""
+def _roundoff(amp: str | None) -> float:
+    """Of one operation in the run: float16 has 11 bits, as have the products of float32 numbers in TF32; bfloat16 8."""
     tf32 = paddle.device.get_device().startswith("gpu") and paddle.base.core.get_cudnn_switch()
-    return 2**-11 if amp or tf32 else 2**-24
+    return 2**-8 if amp == "bfloat16" else 2**-11 if amp or tf32 else 2**-24

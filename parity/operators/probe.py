@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 
 from fixmatch.models import layers
+from fixmatch.step import autocast
 from parity.operators.calls import Call
 from parity.operators.judge import Pair
 
@@ -32,7 +33,7 @@ class Probe:
     distinct: int
     modes: tuple[str, ...]  # of train and eval
     momentum: float  # of batch norm's running statistics: share of the old value
-    amp: bool
+    amp: str | None
     rng: np.random.Generator
 
     @property
@@ -71,7 +72,7 @@ class Probe:
         return tensor
 
     def forward(self, *inputs):
-        with paddle.amp.auto_cast(enable=self.amp):
+        with autocast(self.amp):
             return self.call.run(*inputs)
 
     def backward(self, output, grad: np.ndarray) -> None:

@@ -45,7 +45,7 @@ def test_networks_of_another_structure_end_in_a_verdict(prove):
 
 
 @pytest.mark.parametrize("settings", [
-    ["train.clip_grad_norm=0.1", "train.amp=true", "optim.weight_decay=0", "run.seed=18446744073709551615"],
+    ["train.clip_grad_norm=0.1", "train.amp=float16", "optim.weight_decay=0", "run.seed=18446744073709551615"],
     pytest.param(["optim.momentum=0", "optim.nesterov=false"], marks=pytest.mark.long)])
 def test_settings_without_counterpart_in_the_reference_are_no_divergence(settings, prove):
     assert prove("--self-check", "-o", *settings)[0] == 0
