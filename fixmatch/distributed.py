@@ -1,10 +1,14 @@
 """Data parallelism under `python -m paddle.distributed.launch`; one process is rank 0 of 1."""
 
+import time
+
 import numpy as np
 import paddle
 import paddle.distributed as dist
 
 from fixmatch.normalize import to_device
+
+_MOST_STEPS_UNASKED = 100  # between two questions whether to stop
 
 
 def init() -> tuple[int, int]:
@@ -30,6 +34,29 @@ def barrier() -> None:
 def anywhere(flag: bool) -> bool:
     """Whether `flag` is set on any rank; on every rank the same answer."""
     return bool(gather(np.array([int(flag)])).any())
+
+
+class StopVote:
+    """Whether the ranks are to stop: asked about once a second, and answered on all of them after the same step.
+
+    Asking waits for the slowest rank and its device, so it is not done at each step. A single process is not asked.
+    """
+
+    def __init__(self):
+        self._asked: tuple[int, float] | None = None  # the step, and the time in seconds
+        self._due = 0
+
+    def __call__(self, step: int, wanted: bool) -> bool:
+        """Whether to stop after `step` finished steps; `wanted`: this rank was told to."""
+        if dist.get_world_size() == 1:
+            return wanted
+        if step < self._due:
+            return False
+        before, now = self._asked, time.perf_counter()
+        pace = (now - before[1]) / max(1, step - before[0]) if before else 1.0  # seconds a step
+        slowest = float(gather(np.array([pace])).max())  # the same on every rank, and so is the next step to ask after
+        self._asked, self._due = (step, now), step + int(np.clip(1 / slowest, 1, _MOST_STEPS_UNASKED))
+        return anywhere(wanted)
 
 
 def gather(array: np.ndarray) -> np.ndarray:

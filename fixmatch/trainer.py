@@ -74,7 +74,8 @@ class Trainer:
         started, before = time.perf_counter(), self.seconds
         batches = self.loader.batches(self.step, total)
         with stop_signal() as stop, contextlib.closing(batches):
-            while self.step < total and not distributed.anywhere(stop.requested):
+            stopping = distributed.StopVote()
+            while self.step < total and not stopping(self.step, stop.requested):
                 self._step(batches)
                 if self.on_step:
                     self.on_step()
