@@ -4,6 +4,8 @@ Also what is drawn at random (which operations, magnitudes and images), by its e
 the constants. Nothing here needs Torch.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fixmatch.data import split
@@ -16,6 +18,7 @@ from parity.mirror import randaugment as pillow
 from parity.subject import precision
 
 SIZE = 32
+_OBLONG = ((21, 32), (32, 21))  # height and width of the images on which what is mixed up shows
 _OPS = ("AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Posterize", "Rotate", "Sharpness",
         "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY")
 _STATISTICS = {  # mean and std, Krizhevsky's training images
@@ -23,6 +26,7 @@ _STATISTICS = {  # mean and std, Krizhevsky's training images
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 _DRAWS = 20_000
+_SPLITS = 200
 
 
 def probe_images(seed: int, size: int = SIZE) -> np.ndarray:
@@ -50,12 +54,13 @@ def _single_operation_plans(count: int) -> dict[str, randaugment.Plan]:
     return plans
 
 
-def _random_plan(seed: int, count: int) -> views.ViewPlan:
+def _random_plan(seed: int, count: int, height: int, width: int) -> views.ViewPlan:
     """Made here and not by the production draw, so that a fault of that shows by itself."""
     rng = np.random.default_rng([seed, 5])
 
     def weak():
-        return views.WeakPlan(flip=rng.random(count) < 0.5, offset=rng.integers(0, 2 * (SIZE // 8) + 1, (count, 2)))
+        return views.WeakPlan(flip=rng.random(count) < 0.5,
+                              offset=rng.integers(0, [2 * (height // 8) + 1, 2 * (width // 8) + 1], (count, 2)))
 
     shape = (count, 2)
     return views.ViewPlan(weak(), weak(), randaugment.Plan(
@@ -64,35 +69,47 @@ def _random_plan(seed: int, count: int) -> views.ViewPlan:
 
 
 def ours(case: Case) -> Trace:
-    images = probe_images(case.seed)
-    yield "operations", {name: randaugment.apply(np.tile(images, (18, 1, 1, 1)), plan)
-                         for name, plan in _single_operation_plans(len(images)).items()}
-    plan = _random_plan(case.seed, 40 * len(images))
-    weak, strong = views.weak_and_strong(images, np.tile(np.arange(len(images)), 40), plan)
-    yield "views", {"weak": weak, "strong": strong}
+    yield from _pictures(case.seed, randaugment.apply, views.weak_and_strong)
     yield "draws", _drawn(case.seed)
     yield "split", _split(case.seed)
     with precision("float64"):
-        yield "normalization", {name: Normalize(*cifar.statistics(name))(images).numpy() for name in _STATISTICS}
+        yield "normalization", {name: Normalize(*cifar.statistics(name))(probe_images(case.seed)).numpy()
+                                for name in _STATISTICS}
 
 
 def reference(case: Case) -> Trace:
-    images = probe_images(case.seed)
-    yield "operations", {name: pillow.apply(np.tile(images, (18, 1, 1, 1)), plan)
-                         for name, plan in _single_operation_plans(len(images)).items()}
-    plan = _random_plan(case.seed, 40 * len(images))
-    weak, strong = pillow.weak_and_strong(np.tile(images, (40, 1, 1, 1)), plan)
-    yield "views", {"weak": weak, "strong": strong}
+    yield from _pictures(case.seed, pillow.apply,
+                         lambda images, index, plan: pillow.weak_and_strong(images[index], plan))
     yield "draws", {"operations": np.arange(len(_OPS)), "operation frequencies": np.full(len(_OPS), 1 / len(_OPS)),
                     "magnitudes": np.arange(1, 10), "magnitude frequencies": np.full(9, 1 / 9),
                     "applied": np.array(0.5), "negated": np.array(0.5), "flipped": np.array(0.5),
                     "flipped where not allowed": np.array(0.0), "crop offsets": np.arange(9),
                     "crop offset frequencies": np.full(9, 1 / 9), "cutout centre": np.array(0.5)}
     yield "split", {"labels a class": np.full(10, 4), "labeled images are unlabeled too": np.array(True),
-                    "unlabeled": np.arange(1000), "same again": np.array(True)}
-    yield "normalization", {
-        name: ((images.astype(np.float64) / 255.0 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
-        for name, (mean, std) in _STATISTICS.items()}
+                    "unlabeled": np.arange(1000), "same again": np.array(True),
+                    "distinct labeled images under each seed": np.full(_SPLITS, 40),
+                    "images labeled equally often": np.array(True)}
+    scaled = probe_images(case.seed).astype(np.float64) / 255.0
+    yield "normalization", {name: ((scaled - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
+                            for name, (mean, std) in _STATISTICS.items()}
+
+
+def _pictures(seed: int, apply: Callable, weak_and_strong: Callable) -> Trace:
+    """Every operation on each of the images, and random views of them; of oblong images, too.
+
+    Args:
+        apply: (images, plan) -> uint8 [N, H, W, 3], of a randaugment.Plan.
+        weak_and_strong: (images, index, plan) -> two such, of a views.ViewPlan of images[index].
+    """
+    square = probe_images(seed)
+    oblong = {f" {h}x{w}": np.ascontiguousarray(square[:2, :h, :w]) for h, w in _OBLONG}
+    for label, images in {"": square, **oblong}.items():
+        count, (height, width) = len(images), images.shape[1:3]
+        yield f"operations{label}", {name: apply(np.tile(images, (18, 1, 1, 1)), plan)
+                                     for name, plan in _single_operation_plans(count).items()}
+        plan = _random_plan(seed, 40 * count, height, width)
+        weak, strong = weak_and_strong(images, np.tile(np.arange(count), 40), plan)
+        yield f"views{label}", {"weak": weak, "strong": strong}
 
 
 def _drawn(seed: int) -> dict[str, np.ndarray]:
@@ -126,6 +143,12 @@ def _frequencies(values: np.ndarray, support: np.ndarray) -> np.ndarray:
 def _split(seed: int) -> dict[str, np.ndarray]:
     labels = np.random.default_rng([seed, 7]).integers(0, 10, 1000)
     drawn, again = (split.draw_split(labels, 10, 40, seed) for _ in range(2))
+    equal = np.arange(1000) % 10  # as many images of each class, so that all are as likely to be labeled
+    labeled = np.stack([split.draw_split(equal, 10, 40, seed + i).labeled for i in range(_SPLITS)])
+    often, expected = np.bincount(labeled.ravel(), minlength=1000), labeled.size / 1000
+    chi_square = float(np.square(often - expected).sum()) / expected  # 960 +- 45 where the draw is fair
     return {"labels a class": np.bincount(labels[drawn.labeled], minlength=10),
             "labeled images are unlabeled too": np.array(bool(np.isin(drawn.labeled, drawn.unlabeled).all())),
-            "unlabeled": np.sort(drawn.unlabeled), "same again": np.array(drawn.sha256() == again.sha256())}
+            "unlabeled": np.sort(drawn.unlabeled), "same again": np.array(drawn.sha256() == again.sha256()),
+            "distinct labeled images under each seed": np.array([len(np.unique(images)) for images in labeled]),
+            "images labeled equally often": np.array(chi_square < 1000 + 10 * np.sqrt(2 * 1000))}

@@ -23,6 +23,7 @@ from parity import recording
 from parity.case import Case
 from parity.compare import Row, exact, near
 from parity.mirror.evaluation import accuracy
+from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision
 from parity.small_run import short_config, small_source, training_on
 from parity.weights import paddle_to_torch
@@ -43,7 +44,7 @@ def rows(case: Case) -> Iterator[Row]:
         yield from batch_rows(config, source, inputs.choose_split(config, source), after)
         yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-        yield from _logged_rows([line for line in lines if line["kind"] == "train"], after)
+        yield from _logged_rows([line for line in lines if line["kind"] == "train"], config, after)
         evaluations = [line for line in lines if line["kind"] == "eval"]
         yield exact("evaluated/steps", np.array([line["step"] for line in evaluations]), np.arange(2, steps + 1))
         for line in evaluations:
@@ -62,16 +63,22 @@ def batch_rows(config: Config, source: Source, split: Split, after: list[dict], 
                 yield exact(f"batch of step {step}/{name}", trained.get(name), expected)
 
 
-def _logged_rows(lines: list[dict], after: list[dict]) -> Iterator[Row]:
-    """What was logged is what was trained."""
+def _logged_rows(lines: list[dict], config: Config, after: list[dict]) -> Iterator[Row]:
+    """What was logged is what was trained, and how right the pseudo-labels were; one line a step."""
     yield exact("logged/steps", np.array([line["step"] for line in lines]), np.arange(1, len(after) + 1))
-    for line, arrays in zip(lines, after, strict=True):
-        for name in ("loss", "loss_x", "loss_u"):
-            yield near(f"logged step {line['step']}/{name}", np.array(line[name]),
-                                 arrays[f"losses/{name}"].astype(np.float64), LOGGED_GATE)
-        mask = arrays["losses/mask"]
-        yield near(f"logged step {line['step']}/mask", np.array(line["mask"]),
-                             np.array(mask.mean(dtype=np.float64) if mask.size else 0.0), LOGGED_GATE)
+    for step, (line, arrays) in enumerate(zip(lines, after, strict=True)):
+        optim, mask = config.optim, arrays["losses/mask"]
+        lr = optim.lr * cosine_7_16(step, config.train.total_steps, optim.warmup_steps)
+        expected = {"lr": lr, "mask": mask.mean(dtype=np.float64) if mask.size else 0.0}
+        expected |= {name: arrays[f"losses/{name}"].astype(np.float64) for name in ("loss", "loss_x", "loss_u")}
+        if mask.size:
+            right = arrays["losses/pseudo_labels"] == arrays["batch/targets_u"]
+            expected["pseudo_label_accuracy"] = 100 * right.mean()
+            expected["impurity"] = 100 * (1 - right[mask == 1].mean()) if mask.any() else None
+        for name, value in expected.items():
+            found, value = (np.array(-1.0 if number is None else number) for number in (line[name], value))
+            floor = 100.0 if name in ("pseudo_label_accuracy", "impurity") else 0.0
+            yield near(f"logged step {line['step']}/{name}", found, value, LOGGED_GATE, floor)
 
 
 def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iterator[Row]:

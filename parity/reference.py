@@ -135,7 +135,8 @@ def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int) -> Trace:
+def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int,
+           history: list[float]) -> Trace:
     class Lookup(torch.nn.Module):
         def forward(self, x):
             return torch.from_numpy(table)[(x[:, 0, 0, 0] * 255).round().long()]
@@ -143,6 +144,7 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
     with precision(dtype):
         found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
     yield "metric", {name: np.array(value) for name, value in found.items()}
+    yield "summary", {name: np.array(value) for name, value in evaluation.summarize(history).items()}
 
 
 def loss(case: Case, dtype: str) -> Trace:

@@ -1,36 +1,43 @@
-"""Stage `resume`: a run that is stopped by a signal and resumed ends bit for bit as one that was never stopped."""
+"""Stage `resume`: a run that is twice stopped by a signal and resumed ends bit for bit as one that was never stopped.
 
+What its evaluations find is set, since few steps teach nothing: the first after one resume beats the best before it,
+and the first after the other does not.
+"""
+
+import contextlib
 import dataclasses
 import json
 import pathlib
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from unittest import mock
 
 import numpy as np
 
-from fixmatch import checkpoint, run
+from fixmatch import checkpoint, run, trainer
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from parity.case import Case
 from parity.compare import Row, exact
 from parity.small_run import short_config, small_source, training_on
 
-STEPS, STOPPED_AFTER = 5, 3  # evaluations and checkpoints are after steps 2, 4 and 5
+STEPS, STOPPED_AFTER = 6, (3, 5)  # evaluations are after steps 2, 4 and 6
+TOP1 = (30.0, 60.0, 50.0)  # percent, of the evaluations
 
 
 class _Stop:
-    """Stands in the place of a recorder, and sends the run the signal that a scheduler would."""
+    """Stands in the place of a recorder, and sends the run the signal that a scheduler would after `steps` steps."""
 
-    def __init__(self):
-        self.count, self.done = 0, False
+    def __init__(self, steps: int):
+        self.count, self.steps, self.done = 0, steps, False
 
     def before(self, *_) -> None:
         pass
 
     def after(self, *_) -> None:
         self.count += 1
-        if self.count == STOPPED_AFTER:
+        if self.count == self.steps:
             self.done = True
             signal.raise_signal(signal.SIGTERM)
 
@@ -41,25 +48,38 @@ def rows(case: Case) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
         whole, stopped = (pathlib.Path(scratch) / name for name in ("whole", "stopped"))
         config = short_config(case, whole, STEPS)
-        with training_on(source):
+        with training_on(source), _finding(TOP1):
             run.train(config)
-        yield exact("stopped/step", np.array(_stop_and_resume(config, source, stopped)), np.array(STOPPED_AFTER))
+        yield exact("stopped/steps", np.array(_stop_and_resume(config, source, stopped)), np.array(STOPPED_AFTER))
         yield from _logged_rows(whole, stopped)
+        best = [checkpoint.load(folder / "checkpoints/best").manifest.step for folder in (stopped, whole)]
+        yield exact("best/step", *map(np.array, best))
         for which in ("latest", "best"):
             yield from _checkpoint_rows(which, whole, stopped)
 
 
-def _stop_and_resume(config: Config, source: Source, folder: pathlib.Path) -> int:
-    """Returns the step that the checkpoint was from."""
+@contextlib.contextmanager
+def _finding(top1: Iterable[float]) -> Iterator[None]:
+    """Evaluations of a run find these top-1 percents, for the raw and the averaged weights alike."""
+    right, coming = trainer.evaluate, iter([percent for percent in top1 for _ in ("raw", "ema")])
+    with mock.patch.object(trainer, "evaluate", lambda *args: dataclasses.replace(right(*args), top1=next(coming))):
+        yield
+
+
+def _stop_and_resume(config: Config, source: Source, folder: pathlib.Path) -> list[int]:
+    """Returns the steps that the checkpoints were from; -1 where the signal was not obeyed."""
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder)))
-    with training_on(source):
-        try:
-            run.train(config, recorder=_Stop())
-        except run.Interrupted:
-            step = checkpoint.load(folder / "checkpoints/latest").manifest.step
-            run.train(config, resume=True)
-            return step
-    return -1  # the signal was not obeyed
+    found, before = [], 0
+    with training_on(source), _finding(TOP1):
+        for step in STOPPED_AFTER:
+            try:
+                run.train(config, resume=before > 0, recorder=_Stop(step - before))
+                return [*found, -1]
+            except run.Interrupted:
+                found.append(checkpoint.load(folder / "checkpoints/latest").manifest.step)
+            before = step
+        run.train(config, resume=True)
+    return found
 
 
 def _logged_rows(whole: pathlib.Path, stopped: pathlib.Path) -> Iterator[Row]:

@@ -116,12 +116,12 @@ def _schedule_probe(case: Case) -> tuple:
 
 
 def _metric_probe(case: Case) -> tuple:
-    """Logits with ties, one row all equal, for 17 images in batches of 5: the last one is partial."""
+    """Logits with ties, one row all equal, for 17 images in batches of 5: the last one is partial; 25 evaluations."""
     rng = np.random.default_rng([case.seed, 2])
     table = rng.standard_normal((17, case.num_classes)).round()
     table[3] = 0.0
     images = np.broadcast_to(np.arange(17, dtype=np.uint8)[:, None, None, None], (17, 8, 8, 3)).copy()
-    return table, rng.integers(0, case.num_classes, 17), images, 5
+    return table, rng.integers(0, case.num_classes, 17), images, 5, rng.uniform(0, 100, 25).tolist()
 
 
 @dataclass

@@ -146,7 +146,8 @@ def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
         return _array(layer(paddle.to_tensor(given)))
 
 
-def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int) -> Trace:
+def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images: np.ndarray, batch_size: int,
+           history: list[float]) -> Trace:
     class Lookup(paddle.nn.Layer):
         def forward(self, x):
             return paddle.gather(paddle.to_tensor(table), (x[:, 0, 0, 0] * 255).round().astype("int64"))
@@ -154,6 +155,7 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
     with precision(dtype):
         found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), Dataset(images, labels), batch_size)
     yield "metric", {name: np.array(getattr(found, name)) for name in ("top1", "top5", "loss")}
+    yield "summary", {name: np.array(value) for name, value in evaluation.summarize(history).items()}
 
 
 def loss(case: Case, dtype: str) -> Trace:

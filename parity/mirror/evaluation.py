@@ -26,3 +26,10 @@ def accuracy(logits, targets, topk) -> list[float]:
     order = torch.sort(logits, dim=1, descending=True, stable=True).indices  # topk() leaves the order of ties open
     hits = order.eq(targets[:, None])
     return [100.0 * hits[:, :k].any(dim=1).to(torch.float64).mean().item() for k in topk]
+
+
+def summarize(history: list[float]) -> dict[str, float]:
+    """What the reference reports of all evaluations, and the median that the paper reports; oldest first."""
+    last20 = torch.tensor(history[-20:], dtype=torch.float64)
+    return {"last": history[-1], "best": max(history), "mean_last_20": last20.mean().item(),
+            "median_last_20": last20.quantile(0.5).item()}

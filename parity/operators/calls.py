@@ -20,7 +20,7 @@ _UNKNOWN_IMAGE_SIZE = 32
 
 @dataclass(frozen=True)
 class Call:
-    """One layer call. Calls are distinct where kind, label, size or `input_gradient` differ."""
+    """One layer call. Calls are distinct where kind, label, size, `input_gradient` or `settings` differ."""
 
     kind: str  # conv2d, batch norm, add, average pool, linear, layout, unknown
     label: str  # with channels, kernel, stride, groups, activation: "conv2d 3x3 16->32 stride 2"
@@ -34,6 +34,7 @@ class Call:
     kernel: int = 1
     stride: int = 1
     groups: int = 1
+    settings: tuple = ()  # of a batch norm: momentum and epsilon, which are to be the same for all
 
     @property
     def work(self) -> float:
@@ -65,7 +66,7 @@ def distinct_calls(case: Case) -> list[Call]:
     found: dict[tuple, Call] = {}
 
     def note(call: Call):
-        found.setdefault((call.kind, call.label, call.size, call.input_gradient), call)
+        found.setdefault((call.kind, call.label, call.size, call.input_gradient, call.settings), call)
 
     size = image_size(case)
     with _watched(model, note):
@@ -141,7 +142,7 @@ def _conv2d(layer, x) -> Call:
 
 def _batch_norm(layer, x) -> Call:
     label = f"{layer.weight.shape[0]} {_name(layer.activation)}"
-    return _call("batch norm", label, x, layer, activation=layer.activation)
+    return _call("batch norm", label, x, layer, activation=layer.activation, settings=(layer.momentum, layer.epsilon))
 
 
 def _linear(layer, x) -> Call:

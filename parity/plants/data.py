@@ -86,6 +86,12 @@ def _magnitude_of(patch: Patch, operations: tuple[str, ...], change: Callable[[i
         name, change(magnitude) if name.startswith(operations) else magnitude, *rest))
 
 
+def _vertical_by_width(patch: Patch) -> None:
+    right = randaugment.reference_effect
+    patch(randaugment, "reference_effect", lambda name, magnitude, sign, height, width: right(
+        name, magnitude, sign, width if name == "TranslateY" else height, width))
+
+
 def _split_over_all_images(patch: Patch) -> None:
     def changed(labels, num_classes, num_labeled, seed, include_labeled=True):
         labeled = np.sort(np.random.default_rng(seed).choice(len(labels), num_labeled, replace=False))
@@ -97,6 +103,16 @@ def _split_over_all_images(patch: Patch) -> None:
 def _labeled_left_out(patch: Patch) -> None:
     right = split.draw_split
     patch(split, "draw_split", lambda labels, k, n, seed, include_labeled=True: right(labels, k, n, seed, False))
+
+
+def _chosen(patch: Patch, choose: Callable) -> None:
+    """Labeled images as choose(rng, images of a class, how many)."""
+    def changed(labels, num_classes, num_labeled, seed, include_labeled=True):
+        rng, counts = np.random.default_rng(seed), split._counts(labels, num_classes, num_labeled)
+        labeled = [choose(rng, np.flatnonzero(labels == c), count) for c, count in enumerate(counts)]
+        return split.choose_split(np.concatenate(labeled), len(labels), include_labeled)
+
+    patch(split, "draw_split", changed)
 
 
 PLANTS = [
@@ -114,6 +130,8 @@ PLANTS = [
     Plant("cutout-colour", "augment", "black instead of grey", black_cutout),
     Plant("translate-range", "augment", "translations of up to 9 / 10 more",
           partial(_magnitude_of, operations=("Translate",), change=lambda v: v + 3)),
+    Plant("translate-y-by-width", "augment", "vertical translations go by the width, which shows on oblong images",
+          _vertical_by_width),
     Plant("rotate-range", "augment", "one magnitude more of rotation",
           partial(_magnitude_of, operations=("Rotate",), change=lambda v: v + 1)),
     Plant("solarize-range", "augment", "solarize counted from the other end",
@@ -122,4 +140,8 @@ PLANTS = [
           partial(_magnitude_of, operations=("Brightness", "Color", "Contrast", "Sharpness"), change=lambda v: v + 1)),
     Plant("split-not-by-class", "augment", "labels drawn from all images at once", _split_over_all_images),
     Plant("labeled-removed-from-unlabeled", "augment", "unlabeled images without the labeled ones", _labeled_left_out),
+    Plant("split-with-replacement", "augment", "an image may be drawn as a label twice",
+          partial(_chosen, choose=lambda rng, images, count: rng.choice(images, count))),
+    Plant("split-of-the-first-images", "augment", "the first images of each class are labeled under every seed",
+          partial(_chosen, choose=lambda rng, images, count: images[:count])),
 ]

@@ -136,6 +136,19 @@ def _supervised_loss_as_the_whole(patch: Patch) -> None:
     _logged(patch, lambda self, losses, batch, lr: (losses._replace(loss=losses.loss_x), batch, lr))
 
 
+def _rate_a_step_late(patch: Patch) -> None:
+    def change(self, losses, batch, lr):
+        before, self.late = getattr(self, "late", lr), lr
+        return losses, batch, before
+
+    _logged(patch, change)
+
+
+def _judged_by_the_neighbour(patch: Patch) -> None:
+    _logged(patch, lambda self, losses, batch, lr: (
+        losses, batch._replace(targets_u=np.roll(batch.targets_u, 1)), lr))
+
+
 def _scored(patch: Patch, change) -> None:
     """Evaluation in the loop, as change(model, normalize, data, batch_size)."""
     patch(trainer, "evaluate", change)
@@ -290,6 +303,10 @@ PLANTS = [
     Plant("loop-mu-ignored", "run", "one unlabeled image for each labeled one", _other_labels_a_class),
     Plant("log-a-step-late", "run", "the losses that are logged are the step's before", _losses_a_step_late),
     Plant("log-supervised-as-loss", "run", "the supervised loss is logged as the whole", _supervised_loss_as_the_whole),
+    Plant("log-rate-a-step-late", "run", "the learning rate that is logged is that of the step before",
+          _rate_a_step_late),
+    Plant("log-pseudo-labels-by-the-neighbour", "run", "pseudo-labels are logged as right by the neighbour's label",
+          _judged_by_the_neighbour),
     Plant("evaluation-leaves-eval-mode", "run", "after an evaluation the network stays in eval mode",
           _left_in_eval_mode),
     Plant("evaluation-of-training-images", "run", "training images are scored", _training_images_scored),
