@@ -68,10 +68,10 @@ def _logged_rows(lines: list[dict], config: Config, after: list[dict]) -> Iterat
     yield exact("logged/steps", np.array([line["step"] for line in lines]), np.arange(1, len(after) + 1))
     for step, (line, arrays) in enumerate(zip(lines, after, strict=True)):
         optim, mask = config.optim, arrays["losses/mask"]
-        lr = optim.lr * cosine_7_16(step, config.train.total_steps, optim.warmup_steps)
-        expected = {"lr": lr, "mask": mask.mean(dtype=np.float64) if mask.size else 0.0}
-        expected |= {name: arrays[f"losses/{name}"].astype(np.float64) for name in ("loss", "loss_x", "loss_u")}
+        expected = {"lr": optim.lr * cosine_7_16(step, config.train.total_steps, optim.warmup_steps)}
+        expected |= {name: arrays[f"losses/{name}"].astype(np.float64) for name in ("loss", "loss_x")}
         if mask.size:
+            expected |= {"loss_u": arrays["losses/loss_u"].astype(np.float64), "mask": mask.mean(dtype=np.float64)}
             right = arrays["losses/pseudo_labels"] == arrays["batch/targets_u"]
             expected["pseudo_label_accuracy"] = 100 * right.mean()
             expected["impurity"] = 100 * (1 - right[mask == 1].mean()) if mask.any() else None

@@ -90,7 +90,8 @@ def _logged_rows(whole: pathlib.Path, stopped: pathlib.Path) -> Iterator[Row]:
     for one, other in zip(found, expected, strict=False):  # a line that is missing has failed the row above
         where = f"logged {other['kind']} {other['step']}"
         for name in ("lr", "loss", "loss_x", "loss_u", "mask") if other["kind"] == "train" else ():
-            yield exact(f"{where}/{name}", np.array(one.get(name)), np.array(other[name]))
+            if name in other:  # of unlabeled images nothing is logged where there are none
+                yield exact(f"{where}/{name}", np.array(one.get(name)), np.array(other[name]))
         for name in ("raw", "ema") if other["kind"] == "eval" else ():
             for figure in ("top1", "loss"):
                 yield exact(f"{where}/{name} {figure}", np.array(one[name][figure]), np.array(other[name][figure]))

@@ -1,5 +1,6 @@
 """The stages pass on the code as it is, fail on a bug written into the source, and never pass unchecked."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from running import ROOT, first_of
 
+from fixmatch.config import SSLConfig
 from parity import stages
 from parity.case import small_case
 from parity.compare import Row
@@ -65,6 +67,15 @@ def test_a_bug_written_into_the_source_is_caught(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("PARITY FAIL ")
+
+
+def test_a_supervised_run_passes_from_end_to_end():
+    """It logs and trains less than FixMatch, which is no fault."""
+    case = small_case("wideresnet", 0).small()
+    case = dataclasses.replace(case, config=dataclasses.replace(case.config, ssl=SSLConfig(mode="none")))
+    for name in ("run", "resume"):
+        result = stages.run_stage(stages.stages(thorough=False)[name], case)
+        assert result.passed, result.first_divergence
 
 
 def test_stages_stand_in_the_order_of_diagnosis():
