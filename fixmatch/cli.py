@@ -19,6 +19,9 @@ from fixmatch.version import __version__
 COMMANDS = {  # name -> (the module whose `main` it is, what it does)
     "train": ("fixmatch.commands.train", "train FixMatch, or the supervised baseline, from a configuration"),
     "eval": ("fixmatch.commands.eval", "score a run or a checkpoint on the test images"),
+    "report": ("fixmatch.commands.report", "make the page of a run, or of several side by side"),
+    "watch": ("fixmatch.commands.watch", "show the curves of runs in the browser while they train"),
+    "sweep": ("fixmatch.commands.sweep", "train a recipe with several seeds and settings; mean and deviation"),
     "configs": ("fixmatch.commands.configs", "list the packaged recipes"),
     "parity": ("parity.cli", "prove that what trains computes what the PyTorch reference computes"),
     "convert": ("parity.convert", "turn a checkpoint of the reference into one of ours, and back"),

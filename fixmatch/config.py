@@ -26,6 +26,7 @@ class RunConfig:
                    also=("out", "output", "output_dir", "out_dir", "save_dir"))
     seed: int = key(0, "of every random draw", low=0, high=2**64 - 1, also=("random_seed", "manual_seed"))
     log_every: int = key(50, "steps between lines in the log, metrics.jsonl and VisualDL", low=1, resumable=True)
+    report: bool = key(True, "whether report.html and its plots are made at the end", resumable=True)
 
 
 @dataclass(frozen=True)

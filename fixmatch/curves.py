@@ -1,7 +1,7 @@
 """Which numbers of metrics.jsonl VisualDL draws, and under which names.
 
-Its page sorts groups and the curves in them by name: so the first group is numbered, and answers what one asks first:
-does it learn, are the pseudo-labels right, and is the data fast enough.
+Its page shows groups and the curves in them in the order in which they were first written. The first group answers what
+one asks first: does it learn, are the pseudo-labels right, and is the data fast enough.
 """
 
 _TAGS = {  # tag in VisualDL: (kind of the line, keys from the line down to the number)
@@ -25,15 +25,23 @@ _TAGS = {  # tag in VisualDL: (kind of the line, keys from the line down to the 
 RESULTS = ("2_evaluation/ema_top1", "2_evaluation/raw_top1")  # what its table of hyper-parameters shows beside them
 
 
+def late(num_classes: int) -> list[str]:
+    """The tags of evaluations: written once without a value at the start, they stand before those of the first step."""
+    return [tag for tag, (kind, *path) in _TAGS.items() if kind == "eval" and _tells(path, num_classes)]
+
+
 def points(line: dict, num_classes: int) -> dict[str, float]:
     """{tag: value} of a line of metrics.jsonl; what the line does not have, or what tells nothing, is left out."""
     found = {}
     for tag, (kind, *path) in _TAGS.items():
-        if path[-1] == "top5" and num_classes <= 5:
-            continue
-        value = line if line["kind"] == kind else None
+        value = line if line["kind"] == kind and _tells(path, num_classes) else None
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, (int, float)):
             found[tag] = value
     return found
+
+
+def _tells(path: list[str], num_classes: int) -> bool:
+    """Top-5 of five classes is always 100 %."""
+    return path[-1] != "top5" or num_classes > 5

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fixmatch.config import Config
 
-RECENT = 20  # so many lines of kind "train" are looked at
+RECENT = 10  # so many lines of kind "train" are looked at
 _EARLY = 0.05  # the share of a run in which nothing is expected of pseudo-labels
 
 

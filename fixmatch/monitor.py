@@ -5,6 +5,7 @@ Accuracies are percent, the mask rate is a fraction, rates are images a second o
 
 import collections
 import json
+import math
 import pathlib
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fixmatch.config import Config, to_dict
-from fixmatch.curves import RESULTS, points
+from fixmatch.curves import RESULTS, late, points
 from fixmatch.diagnosis import RECENT, diagnose
 from fixmatch.files import write_atomic
 from fixmatch.log import LOGGER
@@ -57,6 +58,8 @@ class Monitor:
         from visualdl import LogWriter  # takes a second to import, so only where it is used
 
         self.vdl = LogWriter(logdir=str(folder / "vdl"))
+        for tag in late(len(classes)):
+            self.vdl.add_scalar(tag, math.nan, first_step)  # its page leaves these out
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 

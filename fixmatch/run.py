@@ -272,8 +272,25 @@ def _fit(inputs: Inputs, trainer: Trainer) -> Result | None:
         trainer.on_step(wait=True)
     result = _result(inputs, trainer)
     write_atomic(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n")
-    LOGGER.info(_closing(result))
+    reported = trainer.config.run.report and _report(inputs, trainer)
+    LOGGER.info(_closing(result, reported))
     return result
+
+
+def _report(inputs: Inputs, trainer: Trainer) -> bool:
+    """Keeps what the network says of single images, and makes the page. A failure is said, and fails no training."""
+    config, folder, state = trainer.config, inputs.folder, trainer.state
+    try:
+        from fixmatch.report import page, predictions  # the plotting takes a second to load
+
+        predictions.save(predictions.collect(state.ema.average, state.normalize, inputs.source, inputs.split, config),
+                         folder)
+        page.write_report([folder])
+        return True
+    except Exception as error:  # of any kind: the training is done and its result is written
+        LOGGER.info(f"{folder}: no report was made: {type(error).__name__}: {' '.join(str(error).split())}; "
+                    f"{command('report')} {folder} tries again")
+        return False
 
 
 def _result(inputs: Inputs, trainer: Trainer) -> Result:
@@ -286,12 +303,11 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
                   trainer.top1(), manifest.provenance.get("parity", "not checked"), about)
 
 
-def _closing(result: Result) -> str:
+def _closing(result: Result, reported: bool) -> str:
     ema, raw, folder = result.top1["ema"], result.top1["raw"], result.folder
     return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. Top-1: EMA last {ema['last']:.2f} %, best "
             f"{ema['best']:.2f} %, median of last 20 {ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.\n"
-            f"See {folder}/result.json and {folder}/preview.png; curves: visualdl --logdir {folder}/vdl --language en "
-            f"--disable-telemetry")
+            f"See {folder}/{'report.html' if reported else 'result.json'}; all curves: {command('watch')} {folder}")
 
 
 # --- evaluation

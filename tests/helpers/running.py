@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = ["model.depth=10", "model.width=1", "train.batch_size=4", "train.mu=2", "parity.enabled=false",
-        "run.log_every=1"]
+        "run.log_every=1", "run.report=false"]
 
 
 class Ran(NamedTuple):

@@ -1,0 +1,223 @@
+"""The plots of a report. Each draws on the matplotlib axes that it is given; `svg` and `png` make files of them."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from fixmatch.report.figures import BINS, Calibration, thin
+from fixmatch.report.record import Record
+
+BLUE, ORANGE, GREEN, RED = "#3b82c4", "#e08a1e", "#2a9d6f", "#d1495b"  # told apart by the colour-blind, on both grounds
+_COLOURS = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#7a8794")
+_GROUNDS = {"light": ("#ffffff", "#1b1f24", "#d8dee4"), "dark": ("#161b22", "#dfe6ee", "#39424d")}  # ground, ink, grid
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
+_NAMED = 30  # classes; more are numbered, and not all of them
+
+Draw = Callable[[Axes], None]
+
+
+# --- files
+
+
+def svg(draw: Draw, ground: str, size: tuple[float, float] = (6.4, 3.4)) -> bytes:
+    """A plot as SVG on a "light" or "dark" ground; `size` in inches."""
+    return _render([draw], ground, size, "svg")
+
+
+def png(draws: Sequence[Draw], size: tuple[float, float]) -> bytes:
+    """Plots two beside each other, as one PNG on white."""
+    return _render(draws, "light", size, "png")
+
+
+def _render(draws: Sequence[Draw], ground: str, size: tuple[float, float], file_type: str) -> bytes:
+    blob = io.BytesIO()
+    with _style(ground):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        columns = min(2, len(draws))
+        axes = figure.subplots(-(-len(draws) // columns), columns, squeeze=False).flat
+        for draw, ax in zip(draws, axes, strict=True):
+            draw(ax)
+        figure.savefig(blob, format=file_type, dpi=110, metadata={"Date": None} if file_type == "svg" else None)
+    return blob.getvalue()
+
+
+@contextlib.contextmanager
+def _style(ground: str) -> Iterator[None]:
+    """Class names may be in any script: an SVG leaves them to the browser's fonts, a PNG has those of this machine."""
+    back, ink, grid = _GROUNDS[ground]
+    style = {
+        "figure.facecolor": back, "axes.facecolor": back, "savefig.facecolor": back, "text.color": ink,
+        "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": grid, "grid.color": grid,
+        "legend.facecolor": back, "legend.edgecolor": grid, "axes.grid": True, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+        "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "font.size": 10,
+        "font.family": list(_FONTS), "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "fixmatch",
+        "text.parse_math": False}
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)  # it lists every font of _FONTS that this machine does not have
+    try:
+        with matplotlib.rc_context(style), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            yield
+    finally:
+        fonts.setLevel(level)
+
+
+# --- curves over the steps
+
+
+def accuracy(run: Record, baseline: float | None = None) -> Draw:
+    def draw(ax: Axes) -> None:
+        steps = [line["step"] for line in run.evaluations]
+        for which, label, options in (("ema", "EMA", {}), ("raw", "raw", {"alpha": 0.75, "linestyle": "--"})):
+            values = [line[which]["top1"] for line in run.evaluations]
+            ax.plot(*thin(steps, values), label=label, marker="o" if len(steps) < 30 else None, markersize=3.5,
+                    **options)
+        if baseline is not None:
+            ax.axhline(baseline, color=RED, linestyle=":", label="supervised baseline")
+        _label(ax, "Test accuracy", "top-1, %", "lower right")
+    return draw
+
+
+def losses(run: Record) -> Draw:
+    def draw(ax: Axes) -> None:
+        names = ("loss",) if run.supervised else ("loss_x", "loss_u")
+        for name in names:
+            ax.plot(*_curve(run, name), label=f"training {name}")
+        steps = [line["step"] for line in run.evaluations]
+        ax.plot(*thin(steps, [line["ema"]["loss"] for line in run.evaluations]), label="EMA test loss",
+                linestyle="--", color=GREEN)
+        ax.set_yscale("symlog", linthresh=0.1)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=0)
+        _label(ax, "Losses", "loss, 0 to 0.1 linear, then log", "upper right")
+    return draw
+
+
+def pseudo_labels(run: Record) -> Draw:
+    def draw(ax: Axes) -> None:
+        for name, label, factor in (("mask", "confident (mask)", 100), ("pseudo_label_accuracy", "right, of all", 1),
+                                    ("impurity", "wrong, of the confident (impurity)", 1)):
+            x, y = _curve(run, name)
+            if len(x):
+                ax.plot(x, factor * y, label=label)
+        ax.set_ylim(-2, 102)
+        _label(ax, "Pseudo-labels", "% of unlabeled images", "center right")
+    return draw
+
+
+def speed(run: Record) -> Draw:
+    def draw(ax: Axes) -> None:
+        x, y = _curve(run, "images_per_second")
+        ax.plot(x, y, label="images/s")
+        ax.set_ylim(0, 1.35 * float(y.max(initial=1)))  # leaves room for the legend
+        wait = ax.twinx()
+        x, y = _curve(run, "data_wait")
+        wait.plot(x, 100 * y, color=ORANGE, label="waiting for data, %")
+        wait.set_ylim(0, max(10.0, 110 * float(y.max(initial=0))))
+        wait.set_ylabel("% of the time")
+        wait.grid(visible=False)
+        lines = [*ax.get_lines(), *wait.get_lines()]
+        _label(ax, "Speed", "images/s", "lower right")
+        ax.legend(lines, [line.get_label() for line in lines], loc="upper right", fontsize=9)
+    return draw
+
+
+def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> Draw:
+    """EMA top-1 of several runs, (label, run); runs of one label have one colour."""
+    def draw(ax: Axes) -> None:
+        names = list(dict.fromkeys(label for label, _ in runs))
+        for label, run in runs:
+            colour = _COLOURS[names.index(label) % len(_COLOURS)]
+            steps = [line["step"] for line in run.evaluations]
+            ax.plot(*thin(steps, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
+                    label=None if label in ax.get_legend_handles_labels()[1] else label)
+        for value in baselines:
+            ax.axhline(value, color=RED, linestyle=":", linewidth=1)
+        _label(ax, "EMA test accuracy", "top-1, %", "lower right")
+    return draw
+
+
+def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return thin([line["step"] for line in run.train], [line.get(name) for line in run.train])
+
+
+def _label(ax: Axes, title: str, y: str, legend: str) -> None:
+    ax.set(title=title, xlabel="step", ylabel=y)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc=legend, fontsize=9)
+
+
+# --- of the last evaluation
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Draw:
+    """Rows in percent of their class, so that rare classes show as frequent ones do; numbers are images."""
+    def draw(ax: Axes) -> None:
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        shades = LinearSegmentedColormap.from_list("shares", [ax.get_facecolor(), BLUE])
+        ax.imshow(share, cmap=shades, vmin=0, vmax=1, interpolation="nearest")
+        ax.grid(visible=False)
+        ax.set(title="Confusion", xlabel="predicted", ylabel="true")
+        if len(classes) <= _NAMED:
+            names = [shorten(name) for name in classes]
+            ax.set_xticks(range(len(classes)), names, rotation=60 if max(map(len, names)) > 2 else 0, fontsize=8)
+            ax.set_yticks(range(len(classes)), names, fontsize=8)
+        if len(classes) <= 12:
+            for (row, column), count in np.ndenumerate(matrix):
+                if count:
+                    ax.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
+    return draw
+
+
+def shorten(name: str, most: int = 18) -> str:
+    """A class name as a plot can hold it: on one line, and cut."""
+    name = "".join(c if c.isprintable() else "�" for c in name)
+    return name if len(name) <= most else name[:most - 1] + "…"
+
+
+def reliability(found: Calibration) -> Draw:
+    def draw(ax: Axes) -> None:
+        middle = (np.arange(BINS) + 0.5) / BINS
+        seen = found.count > 0
+        ax.bar(middle[seen], 100 * found.accuracy[seen], width=0.9 / BINS, color=BLUE, label="right, %")
+        ax.plot([0, 1], [0, 100], color=RED, linestyle="--", label="perfect")
+        shares = 100 * found.count / max(found.count.sum(), 1)
+        ax.plot(middle[seen], shares[seen], color=ORANGE, marker="o", markersize=4, linewidth=0,
+                label="of all predictions, %")
+        ax.set(title=f"Reliability, ECE {100 * found.ece:.1f} %", xlabel="confidence", ylabel="%", xlim=(0, 1),
+               ylim=(0, 102))
+        ax.legend(loc="upper left", fontsize=9)
+    return draw
+
+
+def parity(stages: Sequence[dict], gate: float) -> Draw:
+    """The worst relative error of each stage of the self-check, on a log scale."""
+    def draw(ax: Axes) -> None:
+        floor = 1e-18
+        for row, stage in enumerate(stages):
+            worst = max(float(stage["worst"]["rel"]), floor) if stage["worst"] else floor
+            exact = stage["dtype"] == "float64"
+            colour = RED if stage["verdict"] != "pass" else BLUE if exact else ORANGE
+            ax.barh(row, min(worst, 10.0), left=floor, color=colour, height=0.7)
+            if exact:
+                ax.plot([gate, gate], [row - 0.45, row + 0.45], color=RED, linewidth=2)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:.0e}")
+        ax.set_yticks(range(len(stages)), [f"{s['stage']} {s['dtype']}".replace(" -", "") for s in stages], fontsize=8)
+        ax.invert_yaxis()
+        ax.set(title="Worst relative error by stage", xlabel="red line: the gate in float64", xlim=(floor, 10))
+    return draw

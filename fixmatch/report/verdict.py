@@ -1,0 +1,63 @@
+"""A run in sentences: did it learn, are the pseudo-labels right, was the data fast enough, which number to quote."""
+
+import numpy as np
+
+from fixmatch.report.figures import interval
+from fixmatch.report.record import Record
+
+
+def verdict(run: Record, baseline: float | None = None) -> list[str]:
+    """Sentences on one run, the answer to each question in its own.
+
+    Args:
+        baseline: EMA top-1 of a supervised run on the same labels, percent.
+    """
+    if run.final() is None:
+        return [f"Nothing was evaluated yet: the run is at step {run.step:,} of {run.config.train.total_steps:,}."]
+    answers = [] if run.result else [f"The run has not ended: step {run.step:,} of {run.config.train.total_steps:,}."]
+    answers.append(_learned(run))
+    if baseline is not None and not run.supervised:
+        gain = run.final() - baseline
+        answers.append(f"That is {abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the supervised baseline on "
+                       f"the same labels ({baseline:.2f} %).")
+    answers += filter(None, (_pseudo_labels(run), _data(run), _quote(run)))
+    return answers
+
+
+def _learned(run: Record) -> str:
+    top1, found = run.final(), run.predictions
+    if found is None:
+        return f"EMA top-1 on the test images is {top1:.2f} %."
+    counts, n = np.bincount(found.test.label, minlength=len(found.classes)), len(found.test.label)
+    low, high = interval(top1, n)
+    guess = 100 * counts.max() / n
+    reach = f"EMA top-1 is {top1:.2f} % on {n:,} test images (95 % interval {low:.1f} to {high:.1f})"
+    blind = f"always naming {found.classes[int(counts.argmax())]!r} would score {guess:.1f} %"
+    return f"It learned: {reach}; {blind}." if low > guess else f"It did not learn: {reach}, and {blind}."
+
+
+def _pseudo_labels(run: Record) -> str | None:
+    mask, impurity = run.recent("mask"), run.recent("impurity")
+    if run.supervised or mask is None:
+        return None
+    used = f"{100 * mask:.0f} % of the unlabeled images had a confident pseudo-label at the end"
+    if impurity is None:
+        return f"{used}; how many are right is not known, because the classes of unlabeled images are not."
+    return f"{used}, and {100 - impurity:.1f} % of these were right."
+
+
+def _data(run: Record) -> str | None:
+    wait = run.recent("data_wait")
+    if wait is None:
+        return None
+    return (f"The data was fast enough: {100 * wait:.1f} % of the time went by waiting for it." if wait <= 0.1 else
+            f"The data was too slow: {100 * wait:.0f} % of the time went by waiting for it.")
+
+
+def _quote(run: Record) -> str | None:
+    if not run.result:
+        return None
+    ema = run.result["top1"]["ema"]
+    return (f"Quote the averaged weights at the last step, {ema['last']:.2f} %, or as some papers do the median of "
+            f"the last 20 evaluations, {ema['median_last_20']:.2f} %; the best, {ema['best']:.2f} %, was chosen on the "
+            "test images and is too high.")

@@ -1,0 +1,221 @@
+"""The page of a run: what it says, that nothing of it can run, and that no failure of it fails a training."""
+
+import dataclasses
+import html.parser
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import ROOT, TINY
+
+import fixmatch
+from fixmatch import cli
+from fixmatch.config import ConfigError, to_yaml
+from fixmatch.report import compare, page, predictions, record
+from fixmatch.report.predictions import Judged, Predictions
+from fixmatch.report.verdict import verdict
+
+HOSTILE = ("<script>alert(1)</script>", "$\\frac{", "猫\n\x1b[31m", "\" onload=\"x")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of six steps that made its report."""
+    folder = tmp_path_factory.mktemp("report") / "seed-0"
+    fixmatch.train(fixmatch.load_config("digits", [
+        *TINY, "run.report=true", f"run.dir={folder}", "train.total_steps=6", "train.eval_every=2"]))
+    return folder
+
+
+class Tags(html.parser.HTMLParser):
+    """Names of the elements, and every attribute that names a place."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names, self.places, self.attributes = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.places += [value for name, value in attrs if name in ("src", "srcset", "href")]
+
+
+def judged(labels, predicted, side=8) -> Judged:
+    labels, predicted = np.array(labels), np.array(predicted)
+    wrong = np.flatnonzero(labels != predicted)[:predictions.PICTURES]
+    return Judged(labels, predicted, np.linspace(0.5, 1, len(labels), dtype=np.float32), wrong,
+                  np.zeros((len(wrong), side, side, 3), np.uint8))
+
+
+def copy_of(run, to, **changes):
+    """A run like `run` in the folder `to`; changes are keys of its configuration, section__key=value."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("vdl", "checkpoints", ".lock"))
+    config = fixmatch.load_config(to / "config.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()])
+    (to / "config.yaml").write_text(to_yaml(config))
+    return to
+
+
+def test_a_run_ends_with_a_page_that_needs_no_other_file(trained):
+    text = (trained / "report.html").read_text()
+    found = Tags(text)
+    assert found.places
+    assert all(place.startswith("data:image/") for place in found.places)
+    assert not {"script", "link", "iframe", "object"} & set(found.names)
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    split = json.loads((trained / "split.json").read_text())
+    for part in ("EMA top-1 is", "pseudo-labels over the steps", "confusion matrix", "expected\ncalibration error",
+                 "ssl.threshold", "not checked: parity.enabled is false", split["sha256"]):
+        assert part in text, part
+    assert len(re.findall("<figcaption>", text)) > predictions.PICTURES  # wrong test images and wrong pseudo-labels
+    for name in ("results.png", "confusion_matrix.png"):
+        assert Image.open(io.BytesIO((trained / name).read_bytes())).size[0] > 600
+
+
+def test_the_page_has_the_numbers_of_the_run(trained):
+    run = record.read(trained)
+    result = json.loads((trained / "result.json").read_text())
+    test = run.predictions.test
+    assert 100 * (test.label == test.predicted).mean() == pytest.approx(result["top1"]["ema"]["last"])
+    assert run.final() == result["top1"]["ema"]["last"]
+    assert len(run.predictions.unlabeled.label) == 1297  # all of the digits' unlabeled images
+    said = " ".join(verdict(run))
+    assert f"EMA top-1 is {run.final():.2f} % on 500 test images" in said
+    assert f"Quote the averaged weights at the last step, {run.final():.2f} %" in said
+
+
+def test_guessing_is_not_learning(trained, tmp_path):
+    run = copy_of(trained, tmp_path / "run")
+    test = judged([0] * 50 + [1] * 50, [0] * 100)
+    predictions.save(Predictions(("cat", "dog"), test, test), run)
+    for top1, said in ((50.0, "It did not learn: EMA top-1 is 50.00 % on 100 test images"), (62.0, "It learned: EMA")):
+        line = {"kind": "eval", "step": 6, **{which: {"top1": top1, "loss": 0.5} for which in ("raw", "ema")}}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        found = verdict(record.read(run), baseline=55.5)
+        assert found[0].startswith(said)
+        assert "always naming 'cat' would score 50.0 %" in found[0]
+        assert found[1].startswith(f"That is {abs(top1 - 55.5):.2f} points {'above' if top1 > 55.5 else 'below'} the")
+
+
+def test_visualdl_shows_what_one_asks_first_and_no_configuration_texts(trained):
+    from visualdl import LogReader
+
+    tags = LogReader(file_path=str(next((trained / "vdl").glob("vdlrecords*")))).get_tags()
+    overview = [tag for tag in tags["scalar"] if tag.startswith("1_overview/")]
+    assert tags["scalar"][0] == overview[0] == "1_overview/ema_top1"
+    assert set(overview) == {f"1_overview/{name}" for name in ("ema_top1", "pseudo_label_accuracy", "mask", "data_wait",
+                                                               "images_per_second")}
+    assert tags["scalar"].index("2_evaluation/ema_top1") < tags["scalar"].index("2_evaluation/raw_top1")
+    assert "text" not in tags
+
+
+def test_the_same_seed_keeps_the_same_predictions(trained, tmp_path):
+    before = (trained / predictions.FILE).read_bytes()
+    predictions.save(predictions.load(trained), tmp_path)
+    assert (tmp_path / predictions.FILE).read_bytes() == before
+
+
+def test_class_names_are_text_and_nothing_else(trained, tmp_path):
+    run = copy_of(trained, tmp_path / "run")
+    test = judged([0, 1, 2, 3, 0], [1, 2, 3, 0, 0])
+    predictions.save(Predictions(HOSTILE, test, test), run)
+    text = page.write_report([run]).read_text()
+    found = Tags(text)
+    assert "script" not in found.names
+    assert "onload" not in found.attributes
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_300_classes_stay_readable(trained, tmp_path):
+    run = copy_of(trained, tmp_path / "run")
+    labels = np.arange(600) % 300
+    predicted = np.where(labels % 3 == 0, (labels + 1) % 300, labels)
+    predictions.save(Predictions(tuple(f"class number {k}" for k in range(300)), judged(labels, predicted), None), run)
+    text = page.write_report([run]).read_text()
+    assert len(text) < 1_500_000
+    assert "260 better ones are left out" in text
+    assert text.count("<td>class number") == 2 * 40  # the worst ones, each with what it is taken for
+
+
+def test_seeds_are_one_row_and_the_baseline_is_the_line_to_beat(trained, tmp_path):
+    runs = [copy_of(trained, tmp_path / f"seed-{seed}", run__seed=seed) for seed in (1, 2)]
+    runs.append(copy_of(trained, tmp_path / "none", ssl__mode="none"))
+    for run, top1 in zip(runs, (90.0, 94.0, 80.0), strict=True):
+        line = {"kind": "eval", "step": 6, **{w: {"top1": top1, "loss": 0.5} for w in ("raw", "ema")}}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    found = compare.groups([record.read(run) for run in runs])
+    assert [(group.label, group.ema.n) for group in found] == [("ssl.mode=fixmatch", 2), ("ssl.mode=none", 1)]
+    assert found[0].ema == pytest.approx((92.0, 8**0.5, 2))
+    assert found[0].gain == pytest.approx((12.0, 8**0.5, 2))
+    assert found[1].gain is None
+    text = page.write_report(runs).read_text()
+    assert "92.00 ± 2.83" in text
+    assert "12.00 ± 2.83" in text
+    assert (tmp_path / "report.html").exists()
+    changed = json.loads((runs[2] / "split.json").read_text()) | {"sha256": "other labels"}
+    (runs[2] / "split.json").write_text(json.dumps(changed))
+    assert compare.groups([record.read(run) for run in runs])[0].gain is None
+
+
+def test_a_run_that_has_not_ended_has_a_page(trained, tmp_path, capsys):
+    run = copy_of(trained, tmp_path / "run")
+    for name in ("result.json", predictions.FILE, "parity.json", "preview.png"):
+        (run / name).unlink()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 7, "lo')
+    assert cli.main(["report", str(run), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+    assert "The run has not ended: step 6 of 6." in (tmp_path / "page.html").read_text()
+    (run / "metrics.jsonl").unlink()
+    assert "Nothing was evaluated yet" in page.render([record.read(run)])
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("config.yaml", None), ("config.yaml", "nothing: 1"), ("result.json", "{"), ("split.json", "[]"),
+    (predictions.FILE, "PK"), (predictions.FILE, b"")])
+def test_what_is_no_run_folder_is_refused_in_one_line(trained, tmp_path, capsys, name, content):
+    run = copy_of(trained, tmp_path / "run")
+    path = run / name
+    path.unlink() if content is None else path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert cli.main(["report", str(run)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert str(path.parent) in message
+    assert len(message.splitlines()) == 1
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path):
+    good = judged([0, 1, 1], [0, 0, 1])
+    for change in ({"label": np.array([0, 1, 2])}, {"predicted": np.array([0, 0])}, {"wrong": np.array([7])},
+                   {"pictures": np.zeros((1, 8, 8, 3))}, {"label": np.array(["a", "b", "c"])}):
+        predictions.save(Predictions(("a", "b"), dataclasses.replace(good, **change), None), tmp_path)
+        with pytest.raises(ValueError, match=r"predictions\.npz"):
+            predictions.load(tmp_path)
+
+
+def test_runs_of_several_folders_need_a_name_for_the_page(trained, tmp_path):
+    with pytest.raises(ConfigError, match="-o FILE"):
+        page.write_report([trained, copy_of(trained, tmp_path / "run")])
+
+
+def test_a_failing_report_fails_no_training(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(page, "write_report", broken)
+    result = fixmatch.train(fixmatch.load_config("digits", [
+        *TINY, "run.report=true", f"run.dir={tmp_path}/run", "train.total_steps=1", "ssl.mode=none"]))
+    assert result.steps == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "no report was made" in line and "No space left" in line]
+    assert said[-1].startswith(f"See {tmp_path}/run/result.json")
+    assert predictions.load(tmp_path / "run").unlabeled is None  # a supervised run has no pseudo-labels
+
+
+def test_the_template_is_part_of_the_package():
+    assert "report/templates/*.html" in (ROOT / "pyproject.toml").read_text()
