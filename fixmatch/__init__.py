@@ -7,7 +7,7 @@
 
 import importlib
 
-from fixmatch.runtime import configure
+from fixmatch.runtime import NO_PADDLE, configure, has_paddle
 from fixmatch.version import __version__
 
 _PUBLIC = {"train": "fixmatch.run", "evaluate": "fixmatch.run", "Config": "fixmatch.config",
@@ -21,4 +21,6 @@ def __getattr__(name: str):
     """The public names, whose modules take seconds to load and so are loaded at their first use."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fixmatch' has no attribute {name!r}")
+    if not has_paddle():
+        raise ImportError(NO_PADDLE)
     return getattr(importlib.import_module(_PUBLIC[name]), name)

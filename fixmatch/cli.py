@@ -6,14 +6,14 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 
 import argparse
 import importlib
-import importlib.util
 import re
 import signal
 import sys
 
 from fixmatch.config import Config, ConfigError
+from fixmatch.runtime import NO_PADDLE, has_paddle
 from fixmatch.settings import meant, suggest
-from fixmatch.usage import command
+from fixmatch.usage import OPTIONAL, command
 from fixmatch.version import __version__
 
 COMMANDS = {  # name -> (the module whose `main` it is, what it does)
@@ -25,11 +25,9 @@ COMMANDS = {  # name -> (the module whose `main` it is, what it does)
     "configs": ("fixmatch.commands.configs", "list the packaged recipes"),
     "parity": ("parity.cli", "prove that what trains computes what the PyTorch reference computes"),
     "convert": ("parity.convert", "turn a checkpoint of the reference into one of ours, and back"),
+    "check": ("fixmatch.commands.check", "describe and try this machine, to paste into a bug report"),
     "bench": ("parity.bench", "measure speed beside named rivals"),
 }
-
-
-_EXTRAS = {"torch": "parity", "reprod_log": "parity"}  # optional package -> the extra that brings it
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,9 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return fail(f"{name}: no such command{suggest(name, COMMANDS)} (fixmatch --help lists them)", 2)
-    if importlib.util.find_spec("paddle") is None:
-        return fail("Paddle is not installed: pip install 'fixmatch-paddle[cpu]'; for a GPU, paddlepaddle-gpu from "
-                    "Paddle's own index", 2)
+    if not has_paddle():
+        return fail(NO_PADDLE, 2)
     return guarded(lambda: importlib.import_module(COMMANDS[name][0]).main(arguments))
 
 
@@ -93,9 +90,9 @@ def guarded(run) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if error.name not in OPTIONAL:
             raise
-        return fail(f"this needs {error.name}: pip install 'fixmatch-paddle[{_EXTRAS[error.name]}]'", 2)
+        return fail(f"this needs {error.name}: pip install {OPTIONAL[error.name]}", 2)
     except MemoryError as error:
         return fail(f"not enough memory: {error or 'smaller batches or images need less'}", 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left

@@ -8,7 +8,7 @@ import subprocess
 from filelock import FileLock, Timeout
 
 from fixmatch.config import ConfigError
-from fixmatch.version import __version__
+from fixmatch.version import __version__, paddle_build
 
 _MARKS = ((".lock",), ("config.yaml", "split.json"))  # a folder that has all of one of these was made by a run
 
@@ -55,13 +55,14 @@ class RunFolder:
 
 
 def provenance() -> dict:
-    """Versions, commit and machine, for result.json and checkpoints."""
+    """Versions, commit and machine, for result.json and checkpoints, and which build of Paddle."""
     import numpy
     import paddle
 
     return {"versions": {"fixmatch": __version__, "paddle": paddle.__version__, "numpy": numpy.__version__,
                          "python": platform.python_version()},
-            "commit": _commit(), "platform": platform.platform(), "device": paddle.device.get_device()}
+            "build": paddle_build(), "commit": _commit(), "platform": platform.platform(),
+            "device": paddle.device.get_device()}
 
 
 def _commit() -> str | None:

@@ -6,9 +6,12 @@ when the library loads, so `import fixmatch` sets them first. Measured on 2 core
 """
 
 import contextlib
+import importlib.util
 import io
+import logging
 import os
 import pathlib
+import platform
 import sys
 import warnings
 
@@ -18,6 +21,14 @@ _DETERMINISTIC = {"FLAGS_cudnn_deterministic": True, "FLAGS_cudnn_exhaustive_sea
                   "FLAGS_use_autotune": False, "FLAGS_embedding_deterministic": 1}
 # Paddle prints these lines on every import with more than one thread. They warn of OpenBLAS builds; wheels carry MKL.
 _IMPORT_NOISE = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
+
+
+NO_PADDLE = ("Paddle is not installed: pip install 'paddlepaddle>=3.3,<3.4'; for a GPU, paddlepaddle-gpu from Paddle's "
+             "own index, as README.md says")
+
+
+def has_paddle() -> bool:
+    return importlib.util.find_spec("paddle") is not None
 
 
 def physical_cores() -> int:
@@ -33,8 +44,33 @@ def physical_cores() -> int:
     return cores if limit == "max" else max(1, min(cores, round(int(limit) / int(period))))
 
 
+def processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def peak_memory() -> int:
+    """The most memory that this process had at one time so far, in bytes."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def configure() -> None:
-    """Sets the environment for Paddle's math libraries and imports Paddle without its import noise."""
+    """Sets the environment for Paddle's math libraries and imports Paddle, if it is installed, without its noise."""
+    if not has_paddle():
+        return
+    if "paddle" in sys.modules:
+        _warn_of_one_thread()
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text():
@@ -47,6 +83,20 @@ def configure() -> None:
     for line in printed.getvalue().splitlines():
         if not line.startswith(_IMPORT_NOISE):
             print(line, file=sys.stderr)
+
+
+def _warn_of_one_thread() -> None:
+    """Paddle, imported without OMP_NUM_THREADS, has set it to 1 and keeps to that, whatever is done later."""
+    if os.environ.get("OMP_NUM_THREADS") == "1" and not started_with("OMP_NUM_THREADS") and physical_cores() > 1:
+        logging.getLogger("fixmatch").warning(
+            "fixmatch: paddle was imported first, so its operators have one thread; import fixmatch before paddle, or "
+            "set OMP_NUM_THREADS to the number of cores before both")
+
+
+def started_with(variable: str) -> bool:
+    """Whether this process was given the environment variable, rather than has set it; False where nobody knows."""
+    given = pathlib.Path("/proc/self/environ")
+    return given.exists() and f"{variable}=".encode() in given.read_bytes()
 
 
 def select_device(device: str, deterministic: bool = False) -> str:

@@ -6,22 +6,21 @@ until something changes. The check of the first steps runs beside the training, 
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import signal
-import subprocess
-import sys
 import tempfile
 import time
+from subprocess import TimeoutExpired
 
+from fixmatch import process
 from fixmatch.config import Config, to_dict, to_yaml
 from fixmatch.files import write_atomic
 from fixmatch.recorder import Recorder
+from fixmatch.version import versions
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = process.ROOT
 # what the self-check's verdict depends on, beside the data set's number of classes
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
@@ -43,27 +42,24 @@ class _Parity:
     def start(self, *arguments: str, cwd: pathlib.Path | None = None) -> None:
         self.started = time.perf_counter()
         files = ["-c", str(self.folder / "config.yaml"), "--json", str(self.folder / "parity.json")]
-        environment = _without_launcher(os.environ) | {
+        environment = process.environment(_ROOT) | {
             "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1",  # who waits leaves the core to the other process
-            "OMP_NUM_THREADS": self.threads, "PYTHONPATH": os.pathsep.join(
-                [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+            "OMP_NUM_THREADS": self.threads}
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "parity", *arguments, *files], cwd=cwd or self.folder, env=environment,
-            stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        self.process = process.start(["-m", "parity", *arguments, *files], environment, self.output,
+                                     cwd or self.folder)
 
     def result(self, timeout: float, what: str) -> dict:
         """Waits for the verdict: the content of parity.json, {"verdict", "passed", "seconds", ...}."""
         try:
             code = self.process.wait(timeout=max(0.0, timeout - (time.perf_counter() - self.started)))
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             return self._failed(f"{what} did not finish within {timeout:g} s (parity.timeout)")
         found = _read(self.folder / "parity.json")
         if code not in (0, 1) or found is None or found["passed"] != (code == 0):
             self.output.seek(0)
             said = self.output.read().strip().splitlines()
-            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return self._failed(f"{what} crashed ({cause}){': ' + said[-1] if said else ''}")
+            return self._failed(f"{what} crashed ({process.cause(code)}){': ' + said[-1] if said else ''}")
         return {**found, "cached": False, "seconds": self._seconds()}
 
     def _failed(self, why: str) -> dict:
@@ -75,9 +71,7 @@ class _Parity:
 
     def close(self) -> None:
         if self.process is not None:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+            process.end(self.process)
             self.output.close()
         self.scratch.cleanup()
 
@@ -169,11 +163,6 @@ class StartCheck:
         self.parity.close()
 
 
-def _without_launcher(environment) -> dict[str, str]:
-    """What paddle.distributed.launch sets is left out: the self-check is no rank of the training."""
-    return {name: value for name, value in environment.items() if not name.startswith(("PADDLE_", "FLAGS_selected_"))}
-
-
 def _read(path: pathlib.Path) -> dict | None:
     """A verdict, or None where there is none or it was damaged."""
     try:
@@ -197,15 +186,6 @@ def _fingerprint(config: Config) -> str:
                 digest.update(f"{file.relative_to(_ROOT)}\0".encode() + file.read_bytes())
     tree = to_dict(config)
     settings = {name: tree[name] for name in _SECTIONS}
-    packages = ("paddlepaddle", "paddlepaddle-gpu", "torch", "numpy", "pillow", "numba")
-    digest.update(json.dumps([settings, tree["data"], {name: _version(name) for name in packages},
-                              platform.python_version(), platform.machine(), platform.processor(),
+    digest.update(json.dumps([settings, tree["data"], versions(), platform.machine(), platform.processor(),
                               os.environ.get("OMP_NUM_THREADS")], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -62,12 +62,9 @@ def main(argv: list[str]) -> int:
 
 
 def _machine() -> str:
-    from fixmatch.runtime import physical_cores
+    from fixmatch.runtime import physical_cores, processor
 
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.exists() else []
-    machine = f"{names[0] if names else 'unknown processor'}, {physical_cores()} cores"
+    machine = f"{processor()}, {physical_cores()} cores"
     print(machine)
     return machine
 
@@ -337,24 +334,20 @@ class _Worker:
 
 
 def _work(name: str, config, batch_size: int) -> int:
+    from fixmatch.runtime import peak_memory
+
     step, facts = (_torch_step if name.startswith("torch") else _paddle_step)(name, config, batch_size)
     for _ in range(3):
         step()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         if line.strip() == "finish":
-            print(json.dumps({"peak_mb": _peak_mb(), **facts()}), flush=True)
+            print(json.dumps({"peak_mb": peak_memory() // 2**20, **facts()}), flush=True)
             break
         started = time.perf_counter()
         step()
         print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
     return 0
-
-
-def _peak_mb() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _config(arch: str, depth: int | None):

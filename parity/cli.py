@@ -15,6 +15,7 @@ from fixmatch.data import NUM_CLASSES, DataError
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
+from fixmatch.usage import OPTIONAL
 from parity import first_steps, goldens, page, plants, prove, stages
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
@@ -87,9 +88,9 @@ def _check_usage(args, parser: argparse.ArgumentParser) -> None:
         raise UsageError(f"--plant {args.plant}: no such bug; --list-plants shows all {len(plants.PLANTS)}")
     for name in _NEEDS_TORCH if not _installed("torch") else ():
         if name in given:
-            raise UsageError(f"{_option(name)} needs Torch: pip install 'fixmatch-paddle[parity]'")
+            raise UsageError(f"{_option(name)} needs Torch: pip install {OPTIONAL['torch']}")
     if args.reprod_log and not _installed("reprod_log"):
-        raise UsageError("--reprod-log needs reprod_log: pip install 'fixmatch-paddle[parity]'")
+        raise UsageError(f"--reprod-log needs reprod_log: pip install {OPTIONAL['reprod_log']}")
 
 
 def _check_combination(given: list[str], every) -> None:

@@ -1,14 +1,12 @@
 """Processes that train together, joined through gloo on this machine's CPU."""
 
 import contextlib
-import os
 import pathlib
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+
+from fixmatch import process
 
 RANKS = 2
 TIMEOUT = 300  # seconds; a small network takes 4
@@ -43,21 +41,19 @@ def _launch_once(module: str, folder: pathlib.Path) -> None:
         processes = []
         for rank, environment in enumerate(_environments()):
             output = cleanup.enter_context(open(folder / f"output-{rank}.txt", "w", encoding="utf-8"))
-            processes.append(subprocess.Popen(  # noqa: S603
-                [sys.executable, "-W", "ignore", "-m", module, folder], env=environment, stdout=output,
-                stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True))
-            cleanup.callback(_kill, processes[-1])
+            processes.append(process.start(["-W", "ignore", "-m", module, str(folder)], environment, output))
+            cleanup.callback(process.end, processes[-1])
         started = time.monotonic()
-        while any(process.poll() is None for process in processes):
+        while any(each.poll() is None for each in processes):
             joined = any((folder / f"joined-{rank}").exists() for rank in range(RANKS))  # one cannot alone
-            failed = [rank for rank, process in enumerate(processes) if process.poll()]
+            failed = [rank for rank, each in enumerate(processes) if each.poll()]
             if failed:
                 raise (DidNotRun if joined else _NotJoined)(_last_words(folder, processes, failed[0]))
             limit = TIMEOUT if joined else TO_JOIN
             if time.monotonic() - started > limit:
                 raise (DidNotRun if joined else _NotJoined)(f"not done within {limit} s")
             time.sleep(0.02)
-        failed = [rank for rank, process in enumerate(processes) if process.returncode]
+        failed = [rank for rank, each in enumerate(processes) if each.returncode]
         if failed:
             raise DidNotRun(_last_words(folder, processes, failed[0]))
 
@@ -69,25 +65,14 @@ def _environments() -> Iterator[dict[str, str]]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    inherited = {name: value for name, value in os.environ.items()
-                 if not name.startswith(("PADDLE_", "MASTER_", "FLAGS_selected_"))}
-    root = str(pathlib.Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     for rank, endpoint in enumerate(endpoints):
-        yield inherited | {
-            "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PADDLE_TRAINER_ID": str(rank),
-            "PADDLE_TRAINERS_NUM": str(RANKS), "PADDLE_CURRENT_ENDPOINT": endpoint,
-            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_DISTRI_BACKEND": "gloo"}
-
-
-def _kill(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        yield process.environment() | {
+            "OMP_NUM_THREADS": "1", "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": str(RANKS),
+            "PADDLE_CURRENT_ENDPOINT": endpoint, "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_DISTRI_BACKEND": "gloo"}
 
 
 def _last_words(folder: pathlib.Path, processes: list, rank: int) -> str:
     code, said = processes[rank].returncode, (folder / f"output-{rank}.txt").read_text(errors="replace").split("\n")
-    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     telling = [line.strip() for line in said if "Error" in line] or [line.strip() for line in said if line.strip()]
-    return f"rank {rank} ended with {cause}{': ' + telling[-1] if telling else ''}"
+    return f"rank {rank} ended with {process.cause(code)}{': ' + telling[-1] if telling else ''}"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 
+from fixmatch.usage import OPTIONAL
 from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
 from parity.lane import rounding_lane
@@ -58,8 +59,8 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
     left_out = [name for name in chosen if name not in _RECORDED and every[name].needs_torch]
     possible = [name for name in chosen if name not in left_out]
     if not possible:
-        raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install 'fixmatch-paddle[parity]'; without "
-                          f"it: {', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
+        raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install {OPTIONAL['torch']}; without it: "
+                          f"{', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
     golden, exact = goldens.nearest(case.config.model)
     together = stages.run_together(goldens.CASES[golden], goldens.read(golden, goldens.WHOLE))
     results = [together[name] if name in together else _with_golden(every[name], golden) if name == "loss"

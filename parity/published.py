@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import fixmatch
 from fixmatch import config as configuration
 from fixmatch.data import DataError, load_source
 from parity.case import Case
@@ -97,15 +96,9 @@ def published(data: str, num_labeled: int, arch: str) -> dict[str, tuple[object,
         **_OF_DATA[data], **_EVERYWHERE}
 
 
-def packaged_recipes() -> dict[str, pathlib.Path]:
-    """The recipes in configs/ beside the package, by name."""
-    folder = pathlib.Path(fixmatch.__file__).resolve().parent.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def rows(case: Case) -> Iterator[Row]:
     """A row for each published setting of each packaged recipe. What `case` sets otherwise is for `deviations`."""
-    found = packaged_recipes()
+    found = configuration.recipes()
     for name in [*RECIPES, *(n for n in found if n not in RECIPES)]:
         entry = RECIPES.get(name)
         try:

@@ -1,13 +1,12 @@
 """What a parity run says: the verdict line, a table, the first failure, and the same as JSON."""
 
 import dataclasses
-import importlib.metadata
 import math
 import os
-import platform
 
 import numpy as np
 
+from fixmatch import version
 from parity.compare import GATE, LATER_GATE, gate_of
 from parity.stages import StageResult, first_failure
 
@@ -77,13 +76,7 @@ class Report:
 
 def versions() -> dict[str, str | None]:
     """Of Python and the packages that compute, None for one that is not installed; and the number of threads."""
-    found = {"python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
-    for package in ("paddlepaddle", "torch", "numpy", "pillow"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return version.versions() | {"threads": os.environ.get("OMP_NUM_THREADS", "")}
 
 
 def versions_line() -> str:

@@ -13,6 +13,16 @@ from running import ROOT, Ran, tool_environment
 import fixmatch  # noqa: F401  before paddle: it sets the math threads
 
 
+def pytest_collection_modifyitems(items):
+    """What is marked gpu is skipped by name where there is none."""
+    import paddle
+
+    if not (paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {item.name}"))
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     import paddle

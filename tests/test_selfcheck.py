@@ -20,6 +20,7 @@ def stand_in(monkeypatch, tmp_path):
     """Puts a program in the place of the package `parity`."""
     def put(program: str):
         (tmp_path / "root" / "parity").mkdir(parents=True)
+        (tmp_path / "root" / "parity" / "__init__.py").touch()  # else a later folder on PYTHONPATH would be preferred
         (tmp_path / "root" / "parity" / "__main__.py").write_text(program)
         monkeypatch.setattr(selfcheck, "_ROOT", tmp_path / "root")
     return put

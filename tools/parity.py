@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """python tools/parity.py --help"""
 
 import os

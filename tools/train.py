@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """python tools/train.py --help"""
 
 import os

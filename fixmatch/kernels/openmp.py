@@ -18,7 +18,7 @@ import re
 import paddle
 
 from fixmatch.kernels import onednn
-from fixmatch.runtime import physical_cores
+from fixmatch.runtime import physical_cores, started_with
 
 _VARIABLE = "OMP_NUM_THREADS"
 
@@ -76,8 +76,7 @@ def default_threads():
     it.
     """
     value = os.environ.get(_VARIABLE, "")
-    started_with = f"{_VARIABLE}=".encode() in pathlib.Path("/proc/self/environ").read_bytes()
-    if value.isdigit() and int(value) > 0 and (value != "1" or started_with):
+    if value.isdigit() and int(value) > 0 and (value != "1" or started_with(_VARIABLE)):
         return int(value)
     return physical_cores()
 

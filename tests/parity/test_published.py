@@ -42,7 +42,7 @@ NAMED_BY = {
 
 
 def test_every_packaged_recipe_has_an_entry_and_every_entry_a_recipe():
-    assert published.packaged_recipes().keys() == published.RECIPES.keys()
+    assert configuration.recipes().keys() == published.RECIPES.keys()
 
 
 def test_every_recipe_is_the_published_one():
@@ -79,7 +79,7 @@ def test_the_table_by_hand(recipe, decay, width, labels_a_class):
 
 def test_what_a_run_sets_otherwise_is_said():
     def said(recipe, *overrides):
-        return published.deviations(load_config(published.packaged_recipes()[recipe], overrides))
+        return published.deviations(load_config(configuration.recipes()[recipe], overrides))
 
     assert said("cifar10_40") == said("cifar100_10000_resnext") == []
     assert said("cifar10_40", "optim.lr=0.1") == ["optim.lr 0.1, published 0.03"]
@@ -93,10 +93,10 @@ def test_what_a_run_sets_otherwise_is_said():
 
 
 def test_a_recipe_without_entry_without_file_or_unreadable_fails(tmp_path, monkeypatch):
-    files = {**published.packaged_recipes(), "mine": tmp_path / "mine.yaml", "folder": tmp_path / "folder.yaml"}
+    files = {**configuration.recipes(), "mine": tmp_path / "mine.yaml", "folder": tmp_path / "folder.yaml"}
     files["folder"].write_text("data:\n  nmae: folder\n")
     del files["cifar10_40"]
-    monkeypatch.setattr(published, "packaged_recipes", lambda: files)
+    monkeypatch.setattr(configuration, "recipes", lambda: files)
     failed = {row.tensor: row.why for row in published.rows(CASE) if not row.passed}
     assert failed.keys() == {"mine/entry", "cifar10_40/file", "folder/loads"}
     assert "data.nmae: unknown key" in failed["folder/loads"]
