@@ -43,6 +43,9 @@ class DataConfig:
     split_seed: int | None = key(None, "seed of the split; null: run.seed; set it to compare seeds on one split", low=0)
     fold: int | None = key(None, "which of the data set's ten folds is labeled, instead of drawing labels", low=0,
                            only=("data.name", ("stl10",)))
+    test_fraction: float = key(0.2, "where own images have no test images: so much of each class's labeled images are "
+                                    "held out, at least one, by data.split_seed or 0, not by run.seed; 0: no test",
+                               low=0.0, high=0.9, only=OWN_IMAGES, also=("test_size", "val_fraction", "val_split"))
     extra: bool = key(False, "whether the 531,131 extra images are training images, too",
                       only=("data.name", ("svhn",)))
     image_size: int | None = key(None, "side in pixels; null: the common size, else a square of the median shorter "
@@ -68,6 +71,12 @@ class ModelConfig:
     width: int = key(2, "widen factor of a WideResNet, base width of a ResNeXt", low=1)
     cardinality: int = key(4, "groups of a ResNeXt", low=1, only=("model.arch", ("resnext",)))
     bn_momentum: float = key(0.999, "share of the old running statistics; lower for short runs", low=0.0, high=1.0)
+    init: str = key("", "a run or checkpoint whose averaged weights are started from; its classifier is kept if it is "
+                        "of the same classes", path=True, also=("pretrained", "init_from", "load_path"))
+
+    def network(self) -> dict:
+        """The arguments of `models.build_model` that describe the network, but for the number of classes."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "init"}
 
 
 @dataclass(frozen=True)

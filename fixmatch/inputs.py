@@ -4,16 +4,17 @@ import dataclasses
 import pathlib
 from dataclasses import dataclass
 
-from fixmatch import checkpoint, distributed
+from fixmatch import checkpoint, distributed, starting_point
 from fixmatch.checkpoint import Checkpoint, Manifest
 from fixmatch.config import KEYS, Config, ConfigError, from_dict, to_dict
-from fixmatch.data import load_source
+from fixmatch.data import DataError, load_source
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Loader
 from fixmatch.data.split import Split, draw_split, load_split
 from fixmatch.data.split import choose_split as split_with
 from fixmatch.runfolder import provenance
 from fixmatch.settings import value_of
+from fixmatch.starting_point import StartingPoint
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Inputs:
     source: Source
     split: Split
     saved: Checkpoint | None  # the checkpoint that is resumed
+    start: StartingPoint | None  # what model.init names, where the run does not go on from a checkpoint of its own
     manifest: Manifest  # what is known of this run before its first step
 
 
@@ -39,14 +41,19 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
     source = read_data(config, rank)
     latest = folder / "checkpoints" / "latest"
     saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
-    split = choose_split(config, source, folder / "split.json" if saved else None)
+    try:
+        split = choose_split(config, source, folder / "split.json" if saved else None)
+    except DataError as error:
+        raise DataError(f"{error}{_way_on(folder) if saved else ''}") from None
+    start = starting_point.read(config.model) if config.model.init and not saved else None
+    origin = start.facts if start else saved.manifest.provenance.get("init") if saved else None
     manifest = Manifest(
         step=0, config=to_dict(config), dataset=source.name, classes=source.classes, mean=source.mean, std=source.std,
         image_size=source.train.images.shape[1:3], split_sha256=split.sha256(), world_size=world_size,
-        provenance={**provenance(), "seed": config.run.seed})
+        provenance={**provenance(), "seed": config.run.seed, **({"init": origin} if origin else {})})
     if saved:
         _check_resumable(config, saved.manifest, manifest)
-    return Inputs(folder, source, split, saved, manifest)
+    return Inputs(folder, source, split, saved, start, manifest)
 
 
 def read_data(config: Config, rank: int = 0) -> Source:
@@ -70,14 +77,15 @@ def choose_split(config: Config, source: Source, recorded: pathlib.Path | None =
     file = recorded or data.split_file
     if file:
         expected = 0 if data.fold is not None else sum(data.labels_per_class) or data.num_labeled
-        return load_split(pathlib.Path(file), source.name, labels, expected, data.include_labeled)
+        return load_split(pathlib.Path(file), source.name, labels, expected, data.include_labeled,
+                          source.test_paths if source.held_out else ())
     if data.fold is not None:
         if data.fold >= len(source.folds):
             raise ConfigError(f"data.fold: {source.name} has {len(source.folds)} folds, got {data.fold}")
         return split_with(source.folds[data.fold], len(labels), data.include_labeled)
     seed = config.run.seed if data.split_seed is None else data.split_seed
     return draw_split(labels, len(source.classes), data.labels_per_class or data.num_labeled, seed,
-                      data.include_labeled)
+                      data.include_labeled, source.classes)
 
 
 def build_loader(config: Config, source: Source, split: Split, rank: int = 0, world_size: int = 1) -> Loader:
@@ -95,7 +103,7 @@ def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:
         was, value = value_of(old, name), value_of(config, name)
         if not entry.metadata["resumable"] and value != was:
             raise ConfigError(f"--resume: {name}: {run} was trained with {was!r}, now it is {value!r}; use the old "
-                              "value or another run.dir")
+                              f"value{'' if name.startswith('model.') else _way_on(run)}")
     if config.train.total_steps < before.step:
         raise ConfigError(f"--resume: train.total_steps: {run} has done {before.step} steps already, more than "
                           f"{config.train.total_steps}")
@@ -103,4 +111,9 @@ def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:
         raise ConfigError(f"--resume: {run} was trained by {before.world_size} processes, now there are "
                           f"{now.world_size}; launch as many as before")
     if before.split_sha256 != now.split_sha256:
-        raise ConfigError(f"--resume: {run}/split.json is not the split of the checkpoint")
+        raise ConfigError(f"--resume: {run}/split.json is not the split of the checkpoint{_way_on(run)}")
+
+
+def _way_on(run) -> str:
+    """What to do instead of --resume with other images or settings."""
+    return f"; or start a new run from its weights: without --resume, -o model.init={run} and another run.dir"

@@ -10,9 +10,9 @@ import paddle
 
 from fixmatch.normalize import to_device
 
-# Of one step: losses, and fractions of the unlabeled images: confident, of known class, of these rightly
-# pseudo-labeled, and the same two of the confident ones.
-COLUMNS = ("loss", "loss_x", "loss_u", "mask", "known", "right", "confident_known", "confident_right")
+# Of one step: losses, and fractions of the unlabeled images: confident, of known class, rightly pseudo-labeled, both
+# rightly and confidently.
+COLUMNS = ("loss", "loss_x", "loss_u", "mask", "known", "right", "confident_right")
 
 
 class NonFinite(ArithmeticError):
@@ -20,16 +20,16 @@ class NonFinite(ArithmeticError):
 
 
 def row_of(losses, batch):
-    """The losses and pseudo-label counts of a step as one small tensor on the device: float [8], in COLUMNS' order."""
+    """The losses and pseudo-label counts of a step as one small tensor on the device: float [7], in COLUMNS' order."""
     with paddle.no_grad():
         mask = losses.mask
         if mask.size:
             targets = to_device(batch.targets_u)
             right = (losses.pseudo_labels == targets).astype(mask.dtype)
             known = (targets >= 0).astype(mask.dtype)
-            parts = [mask, known, right, known * mask, right * mask]
+            parts = [mask, known, right, right * mask]
         else:
-            parts = [paddle.zeros([1], dtype=losses.loss.dtype)] * 5
+            parts = [paddle.zeros([1], dtype=losses.loss.dtype)] * 4
         fractions = paddle.stack(parts).mean(axis=1)
         return paddle.concat([paddle.stack([losses.loss, losses.loss_x, losses.loss_u]).detach(), fractions])
 
@@ -71,12 +71,12 @@ class Window:
         often the labeled ones, would tell nothing of the others.
         """
         mean = dict(zip(COLUMNS, np.mean(self.rows, axis=0, dtype=np.float64).tolist(), strict=True))
-        known, right, confident_known, confident_right = (mean.pop(name) for name in COLUMNS[4:])
+        known, right, confident_right = (mean.pop(name) for name in COLUMNS[4:])
         if self.supervised:
             return {"loss": mean["loss"], "loss_x": mean["loss_x"]}
         if known == 1:
-            mean["pseudo_label_accuracy"] = 100 * right / known
-            mean["impurity"] = 100 * (1 - confident_right / confident_known) if confident_known else None
+            mean["pseudo_label_accuracy"] = 100 * right
+            mean["impurity"] = 100 * (1 - confident_right / mean["mask"]) if mean["mask"] else None
         return mean
 
     def clear(self) -> None:

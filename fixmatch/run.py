@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch import checkpoint, distributed
+from fixmatch import checkpoint, distributed, notes
 from fixmatch.checkpoint import CheckpointError, load_weights
-from fixmatch.config import Config, ConfigError, from_dict, to_yaml
-from fixmatch.data import load_source
+from fixmatch.config import OWN_IMAGES, Config, ConfigError, from_dict, to_yaml
+from fixmatch.data import DataError, load_source
 from fixmatch.data.dataset import Source
 from fixmatch.data.split import save_split
 from fixmatch.evaluation import Scores, predict, score
@@ -52,9 +52,10 @@ class Result:
     steps: int
     seconds: float  # of training and evaluation, over all sessions
     images_per_second: float  # every image that went through the network in training
-    top1: dict[str, dict[str, float]]  # {"raw": ..., "ema": {"last", "best", "mean_last_20", "median_last_20"}}
+    # {"raw": ..., "ema": {"last", "best", "mean_last_20", "median_last_20"}}; empty without test images
+    top1: dict[str, dict[str, float]]
     parity: str  # the verdict of the self-check
-    about: dict  # seed, split, configuration, versions, commit, machine
+    about: dict  # seed, split, classes, configuration, versions, commit, machine
 
     def to_json(self) -> dict:
         facts = dataclasses.asdict(self)
@@ -104,6 +105,10 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
         trainer.recorder = recorder
         LOGGER.info(_headline(config, inputs, trainer, device))
+        if inputs.start:
+            LOGGER.info(inputs.start.load(trainer.state.ema, inputs.source.classes))
+        for line in notes.before_training(config, inputs.source, inputs.split):
+            LOGGER.info(line)
         if config.train.amp != "off" and device.startswith("cpu"):
             LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")
         if check:
@@ -135,7 +140,10 @@ def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequenc
         _use_device(config)
         source = load_source(config.data)
     _check_classes(folder, manifest.classes, source)
-    model = build_model(num_classes=len(source.classes), **dataclasses.asdict(config.model))
+    if not len(source.test):
+        raise DataError(f"{source.name}: has no test images to evaluate on; add a test folder or test.csv with labeled "
+                        "images that were not trained on (data.root)")
+    model = build_model(num_classes=len(source.classes), **config.model.network())
     normalize = Normalize(manifest.mean, manifest.std)
     logits, found = {}, {}
     for part, name in (("model", "raw"), ("ema", "ema")):
@@ -174,7 +182,8 @@ def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, l
         if run.moved_to:
             LOGGER.info(f"{folder}: held an earlier run, which is now in {run.moved_to}")
         write_atomic(folder / "config.yaml", to_yaml(config))
-        save_split(inputs.split, folder / "split.json", source.name, source.train.labels)
+        save_split(inputs.split, folder / "split.json", source.name, source.train.labels,
+                   source.test_paths if source.held_out else ())
         picture = preview(source.train, source.flip, config.run.seed, config.augment.strong)
         save_png(picture, folder / "preview.png")
         monitor.add_run(picture)
@@ -299,14 +308,27 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
     images = trainer.step * manifest.world_size * train.batch_size * (1 + 2 * train.mu * with_unlabeled)
     about = {"world_size": manifest.world_size, "config": manifest.config, "split_sha256": manifest.split_sha256}
     about |= {name: fact for name, fact in manifest.provenance.items() if name != "parity"}
+    about |= {"classes": list(inputs.source.classes)}
+    top1, counts = trainer.top1(), notes.counts(inputs.source, inputs.split)
+    if config.data.name in OWN_IMAGES[1]:
+        about |= {"labeled_images": counts.labeled, "test_images": counts.test}
+        about |= {"interval_95": {name: notes.interval(found["last"], len(inputs.source.test))
+                                  for name, found in top1.items()}} if top1 else {}
     return Result(inputs.folder, trainer.step, round(trainer.seconds, 1), round(images / trainer.train_seconds, 1),
-                  trainer.top1(), manifest.provenance.get("parity", "not checked"), about)
+                  top1, manifest.provenance.get("parity", "not checked"), about)
 
 
 def _closing(result: Result, reported: bool) -> str:
-    ema, raw, folder = result.top1["ema"], result.top1["raw"], result.folder
-    return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. Top-1: EMA last {ema['last']:.2f} %, best "
-            f"{ema['best']:.2f} %, median of last 20 {ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.\n"
+    folder, scores = result.folder, "There are no test images, so no accuracy was measured."
+    if result.top1:
+        ema, raw = result.top1["ema"], result.top1["raw"]
+        scores = (f"Top-1: EMA last {ema['last']:.2f} %, best {ema['best']:.2f} %, median of last 20 "
+                  f"{ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.")
+    if "interval_95" in result.about:
+        low, high = result.about["interval_95"]["ema"]
+        scores += (f" With {sum(result.about['test_images'].values()):,} test images the EMA's is known to lie in "
+                   f"{low:.1f} to {high:.1f} % (95 % interval).")
+    return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. {scores}\n"
             f"See {folder}/{'report.html' if reported else 'result.json'}; all curves: {command('watch')} {folder}")
 
 

@@ -185,6 +185,7 @@ def _fingerprint(config: Config) -> str:
             if file.suffix in (".py", ".npz"):
                 digest.update(f"{file.relative_to(_ROOT)}\0".encode() + file.read_bytes())
     tree = to_dict(config)
+    tree["model"].pop("init")  # the values of weights decide nothing here
     settings = {name: tree[name] for name in _SECTIONS}
     digest.update(json.dumps([settings, tree["data"], versions(), platform.machine(), platform.processor(),
                               os.environ.get("OMP_NUM_THREADS")], sort_keys=True).encode())

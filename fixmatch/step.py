@@ -95,7 +95,7 @@ def backward(state: TrainState, loss):
 def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
     """A fresh network and everything that trains it, seeded by run.seed, on Paddle's current device."""
     def network():
-        return build_model(num_classes=num_classes, **dataclasses.asdict(config.model))
+        return build_model(num_classes=num_classes, **config.model.network())
 
     paddle.seed(config.run.seed)
     model, average = network(), network()

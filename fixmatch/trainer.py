@@ -117,7 +117,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Scores the raw and the averaged weights, on rank 0; the other ranks wait before their next step."""
         self.evaluated_step = self.step
-        if self.checkpoints is None:
+        if self.checkpoints is None or not len(self.source.test):  # data.test_fraction may be 0
             return
         started = time.perf_counter()
         size, test = self.config.train.eval_batch_size, self.source.test

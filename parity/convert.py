@@ -5,7 +5,6 @@ names, so that either side can evaluate the other's file or go on from it. What 
 its file under a key of ours. A bare state dict is taken as well.
 """
 
-import dataclasses
 import io
 import pathlib
 import re
@@ -166,7 +165,7 @@ def verify(model: ModelConfig, num_classes: int, states: list[tuple[dict, dict]]
         states: pairs of the same state under Torch's names and under Paddle's.
     """
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))  # small: only the weights matter
-    shape, worst = dataclasses.asdict(model), 0.0
+    shape, worst = model.network(), 0.0
     with precision("float64"):
         ours = fixmatch.models.build_model(num_classes=num_classes, **shape)
     mirror = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()

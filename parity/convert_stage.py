@@ -154,7 +154,7 @@ def _content_rows(content: dict, saved: Checkpoint, config: Config) -> Iterator[
 def _without_memory(config: Config, classes: int):
     """The mirror's network, for the names and the order of its tensors."""
     with torch.device("meta"):
-        return build_model(num_classes=classes, **dataclasses.asdict(config.model))
+        return build_model(num_classes=classes, **config.model.network())
 
 
 def _converts(tensor: str, conversion, source: pathlib.Path, target: pathlib.Path) -> Row:

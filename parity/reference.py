@@ -1,7 +1,6 @@
 """The Torch side of every stage: the mirror, driven as parity/subject.py drives the trainer, with the same trace."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -101,7 +100,7 @@ def forward(case: Case, dtype: str) -> Trace:
 def _fresh(case: Case) -> dict[str, np.ndarray]:
     """The weights with which the mirror begins."""
     torch.manual_seed(case.seed)
-    model = algorithm.build_model(num_classes=case.num_classes, **dataclasses.asdict(case.config.model))
+    model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
     return {n: _array(t) for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
 
 

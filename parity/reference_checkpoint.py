@@ -5,7 +5,6 @@ state knows parameters by their number: first those that are decayed, then the o
 Reference: kekmodel/FixMatch-pytorch, train.py, save_checkpoint and --resume.
 """
 
-import dataclasses
 import json
 import pathlib
 import pickle
@@ -110,7 +109,7 @@ def hyperparameters(optimizer: dict) -> dict:
 def network_of(model, num_classes: int):
     """The mirror's network without memory for its tensors: their names, shapes and order."""
     with torch.device("meta"):
-        return build_model(num_classes=num_classes, **dataclasses.asdict(model))
+        return build_model(num_classes=num_classes, **model.network())
 
 
 def content(raw: dict, average: dict, buffers: dict, augment: dict, network, config: Config,

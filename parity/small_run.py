@@ -43,6 +43,7 @@ def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
     config, train = case.config, case.config.train
     sections = {
         "run": {"dir": str(folder), "log_every": 1},
+        "model": {"init": ""},
         "data": {"num_labeled": case.num_classes, "labels_per_class": (), "split_file": "", "fold": None},
         "train": {"batch_size": min(train.batch_size, case.batch_size), "mu": min(train.mu, case.mu),
                   "total_steps": steps, "eval_every": 2, "eval_batch_size": 7},

@@ -1,7 +1,6 @@
 """The Paddle side of every stage: the production code itself, watched, yielding a trace under Torch's names."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -120,7 +119,7 @@ def forward(case: Case, dtype: str) -> Trace:
 def _fresh(case: Case) -> dict[str, np.ndarray]:
     """The weights with which production begins."""
     paddle.seed(case.seed)
-    model = algorithm.build_model(num_classes=case.num_classes, **dataclasses.asdict(case.config.model))
+    model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
     return _named(model.state_dict().items())
 
 

@@ -38,8 +38,10 @@ def _read(config: DataConfig) -> Source:
         case "folder":
             from fixmatch.data.sources.folder.load import load_folder
 
-            return load_folder(config.root, config.image_size, config.max_broken)
+            return load_folder(config.root, config.image_size, config.max_broken, config.test_fraction,
+                               config.split_seed or 0)
         case "csv":
             from fixmatch.data.sources.folder.load import load_csv
 
-            return load_csv(config.root, config.image_size, config.max_broken)
+            return load_csv(config.root, config.image_size, config.max_broken, config.test_fraction,
+                            config.split_seed or 0)

@@ -43,3 +43,4 @@ class Source:
     flip: bool  # whether a mirrored image is still of its class
     folds: tuple[np.ndarray, ...] = ()  # the labeled subsets that come with the data set, int64 indices into train
     test_paths: tuple[str, ...] = ()  # of the test images, from data.root on, if each one is a file
+    held_out: bool = False  # whether the test images were taken from the user's own labeled ones

@@ -6,11 +6,12 @@ Reference: kekmodel/FixMatch-pytorch, dataset/cifar.py, x_u_split.
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch.data.dataset import DataError
+from fixmatch.data.dataset import DataError, shown
 from fixmatch.files import write_atomic
 
 _STREAM = 4  # the seed's random stream that splits are drawn from; the loader and the preview have 0 to 3
@@ -31,7 +32,7 @@ class Split:
 
 
 def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[int, ...], seed: int,
-               include_labeled: bool = True) -> Split:
+               include_labeled: bool = True, classes: Sequence[str] = ()) -> Split:
     """Draws the labeled images of each class.
 
     Args:
@@ -41,6 +42,7 @@ def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[in
             class is known. Or K counts, one for each class.
         seed: of a random generator that draws nothing else.
         include_labeled: whether the labeled images are also among the unlabeled, as in the paper.
+        classes: K names, for messages.
 
     Raises:
         DataError: num_labeled is no multiple of K, or a class is to have no label, or more than it has images.
@@ -51,8 +53,9 @@ def draw_split(labels: np.ndarray, num_classes: int, num_labeled: int | tuple[in
         members = np.flatnonzero(labels == c)
         if not 0 < count <= len(members):
             asked = f"data.num_labeled: {num_labeled}" if isinstance(num_labeled, int) else "data.labels_per_class:"
-            raise DataError(f"{asked} takes {count} images of class {c}, which has {len(members)}; a class needs at "
-                            "least one label")
+            name = shown(classes[c]) if classes else c
+            raise DataError(f"{asked} takes {count} images of class {name}, which has {len(members)}; a class needs "
+                            "at least one label")
         chosen.append(rng.choice(members, count, replace=False))
     return choose_split(np.concatenate(chosen), len(labels), include_labeled)
 
@@ -83,16 +86,21 @@ def choose_split(labeled: np.ndarray, num_images: int, include_labeled: bool = T
     return Split(labeled, unlabeled)
 
 
-def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarray) -> None:
-    """Writes a split file, which holds the indices, their SHA-256, and that of the labels they were drawn from."""
+def save_split(split: Split, path: pathlib.Path, dataset: str, labels: np.ndarray,
+               held_out: Sequence[str] = ()) -> None:
+    """Writes a split file, which holds the indices, their SHA-256, and that of the labels they were drawn from.
+
+    It also names the test images that were `held_out` of the labeled ones.
+    """
     write_atomic(path, json.dumps({
+        "held_out": list(held_out),
         "dataset": dataset, "num_images": len(labels), "labels_sha256": _labels_sha256(labels),
         "num_labeled": len(split.labeled), "sha256": split.sha256(),
         "labeled": split.labeled.tolist(), "unlabeled": split.unlabeled.tolist()}) + "\n")
 
 
 def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled: int,
-               include_labeled: bool = True) -> Split:
+               include_labeled: bool = True, held_out: Sequence[str] = ()) -> Split:
     """Reads a split file and verifies it against the data and the settings.
 
     Args:
@@ -101,6 +109,7 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
         labels: int64 [N], the data set's.
         num_labeled: how many labels the file must have; 0 accepts any number.
         include_labeled: as in draw_split.
+        held_out: the names of the test images that were taken from the labeled ones.
 
     Raises:
         DataError: the file is damaged, or belongs to other data or settings.
@@ -109,6 +118,9 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
     if (facts["dataset"], facts["num_images"]) != (dataset, len(labels)):
         raise DataError(f"{path}: made for {facts['dataset']} with {facts['num_images']} images, "
                         f"not for {dataset} with {len(labels)}")
+    if facts["held_out"] != list(held_out):
+        raise DataError(f"{path}: made for {len(facts['held_out'])} test images held out of the labeled ones, not for "
+                        f"the {len(held_out)} of here; use the same images, data.test_fraction and data.split_seed")
     if facts["labels_sha256"] != _labels_sha256(labels):
         raise DataError(f"{path}: made for another copy of {dataset}: the labels are in another order")
     for name, index in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
@@ -131,6 +143,7 @@ def _parse_split(path: pathlib.Path) -> tuple[Split, dict]:
         content = json.loads(path.read_text(encoding="utf-8"))
         split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
         facts = {key: content[key] for key in ("dataset", "num_images", "labels_sha256", "sha256")}
+        facts["held_out"] = [str(name) for name in content.get("held_out", ())]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -63,7 +63,7 @@ def update(state: TrainState, loss) -> None:
 
 def build_state(config, num_classes: int, mean, std) -> TrainState:
     """A fresh network and everything that trains it."""
-    model = build_model(num_classes=num_classes, **dataclasses.asdict(config.model))
+    model = build_model(num_classes=num_classes, **config.model.network())
     optim = config.optim
     optimizer = TwoGroupSGD(model, optim.lr, optim.momentum, optim.weight_decay, optim.nesterov)
     scheduler = build_scheduler(optimizer, config.train.total_steps, optim.warmup_steps)

@@ -61,7 +61,7 @@ def batch_size(case: Case) -> int:
 def distinct_calls(case: Case) -> list[Call]:
     """In the order in which the network makes them. The layers are those of a fresh network on the current device."""
     with _without_initial_values():
-        model = build_model(num_classes=case.num_classes, **dataclasses.asdict(case.config.model))
+        model = build_model(num_classes=case.num_classes, **case.config.model.network())
     model.eval()  # one image, of which later layers of a small network see one pixel
     found: dict[tuple, Call] = {}
 

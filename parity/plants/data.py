@@ -93,7 +93,7 @@ def _vertical_by_width(patch: Patch) -> None:
 
 
 def _split_over_all_images(patch: Patch) -> None:
-    def changed(labels, num_classes, num_labeled, seed, include_labeled=True):
+    def changed(labels, num_classes, num_labeled, seed, *_):
         labeled = np.sort(np.random.default_rng(seed).choice(len(labels), num_labeled, replace=False))
         return split.Split(labeled, np.arange(len(labels)))
 
@@ -102,7 +102,7 @@ def _split_over_all_images(patch: Patch) -> None:
 
 def _labeled_left_out(patch: Patch) -> None:
     right = split.draw_split
-    patch(split, "draw_split", lambda labels, k, n, seed, include_labeled=True: right(labels, k, n, seed, False))
+    patch(split, "draw_split", lambda labels, k, n, seed, *_: right(labels, k, n, seed, False))
 
 
 def _chosen(patch: Patch, choose: Callable) -> None:

@@ -119,3 +119,18 @@ def test_a_split_file_that_is_no_json_or_not_there(split_file, tmp_path):
     assert "not a split file" in error_of(load_split, split_file, "digits", LABELS, 40)
     split_file.write_text("[" * 100_000)
     assert "not a split file" in error_of(load_split, split_file, "digits", LABELS, 40)
+
+
+def test_a_split_file_of_other_held_out_test_images_is_refused(tmp_path):
+    path = tmp_path / "split.json"
+    save_split(draw_split(LABELS, 10, 40, seed=1), path, "folder", LABELS, ["labeled/a/1.png"])
+    assert json.loads(path.read_text())["held_out"] == ["labeled/a/1.png"]
+    assert len(load_split(path, "folder", LABELS, 40, held_out=("labeled/a/1.png",)).labeled) == 40
+    for other in ((), ("labeled/a/2.png",)):
+        assert "held out" in error_of(load_split, path, "folder", LABELS, 40, True, other)
+
+
+def test_a_class_is_called_by_its_name():
+    names = ["cat", "dog\n", *"23456789"]
+    assert "1 images of class cat, which has 0" in error_of(draw_split, LABELS[LABELS > 0], 10, 10, 0, True, names)
+    assert r"class 'dog\n', which" in error_of(draw_split, LABELS[LABELS != 1], 10, 10, 0, True, names)

@@ -4,6 +4,7 @@ For a million files a listing takes 65 MB.
 """
 
 import array
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -65,12 +66,51 @@ class Listing:
     num_train: int  # how many of them are training images; the others are test images
     classes: tuple[str, ...]
     where: tuple[str, str]  # where the labeled images and the test images were looked for, for messages
+    tested: bool  # whether there are to be test images
+    order: np.ndarray | None = None  # int64 [N], each image's place in `files`, where that order is another
+    held_out: bool = False  # whether the test images were taken from the labeled ones
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> str:
-        return os.path.join(self.root, self.files[index])
+        return os.path.join(self.root, self.name(index))
+
+    def name(self, index: int) -> str:
+        """The path of an image from the root on."""
+        return self.files[index if self.order is None else int(self.order[index])]
+
+    def all_labels(self) -> np.ndarray:
+        """The labels of all images, int64 [N], -1 where the class is not known."""
+        labels = self.files.labels()
+        return labels if self.order is None else labels[self.order]
+
+    def fingerprint(self, *settings) -> str:
+        """The hex digest of all files, their order, and the `settings` that their images depend on, too."""
+        order = None if self.order is None else hashlib.sha256(self.order.tobytes()).hexdigest()
+        return self.files.fingerprint(self.num_train, order, *settings)
+
+    def hold_out(self, fraction: float, seed: int) -> "Listing":
+        """The listing with `fraction` of each class's labeled images as test images, at least one of each class.
+
+        Which ones depends on `seed` and on their paths below the root alone, so nearly all of them stay test images
+        when others are added. A path that was listed twice stays in one piece.
+
+        Raises:
+            DataError: a class has no two labeled images.
+        """
+        labels, test = self.files.labels(), []
+        for label, name in enumerate(self.classes):
+            members = np.flatnonzero(labels == label)
+            paths = [self.files[index] for index in members]
+            ranked = sorted(set(paths), key=lambda path: hashlib.sha256(b"%d/" % seed + os.fsencode(path)).digest())
+            if len(ranked) < 2:
+                raise DataError(f"{self.where[0]}: class {shown(name)} has {len(ranked)} labeled image, so none can be "
+                                "held out as a test image; add one, or train without a test: data.test_fraction=0")
+            chosen = set(ranked[:min(max(1, round(fraction * len(ranked))), len(ranked) - 1)])
+            test += [index for index, path in zip(members, paths, strict=True) if path in chosen]
+        order = np.concatenate([np.delete(np.arange(len(labels)), test), np.sort(test)]).astype(np.int64)
+        return dataclasses.replace(self, num_train=len(self) - len(test), tested=True, order=order, held_out=True)
 
     def kept(self, broken: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
         """The indices of training images and of test images without the `broken` ones, each int64."""
@@ -81,15 +121,16 @@ class Listing:
         """The labels of training images and of test images without the `broken` ones, each int64.
 
         Raises:
-            DataError: a class has no labeled image, or there is no test image.
+            DataError: a class has no labeled image, or there is no test image where there are to be some.
         """
-        train, test = (self.files.labels()[indices] for indices in self.kept(broken))
+        train, test = (self.all_labels()[indices] for indices in self.kept(broken))
         counts = np.bincount(train[train >= 0], minlength=len(self.classes))
         if not counts.all():
             name = self.classes[int(np.argmin(counts))]
             raise DataError(f"{self.where[0]}: class {shown(name)} has no labeled image that can be read "
                             f"({' '.join(EXTENSIONS)}); add one, or remove the class")
-        if not len(test):
+        if self.tested and not len(test):
             raise DataError(f"{self.where[1]}: no test image that can be read; put images of each class there, since "
-                            "the accuracy is measured on them")
+                            "the accuracy is measured on them, or remove it, and data.test_fraction of the labeled "
+                            "images will be test images")
         return train, test

@@ -10,8 +10,11 @@ import os
 import pathlib
 import time
 
+import numpy as np
+
 from fixmatch.data.dataset import DataError, Dataset, Source, shown
 from fixmatch.data.sources.cache import cached_images
+from fixmatch.data.sources.folder import duplicates
 from fixmatch.data.sources.folder.decode import common_size, decoding
 from fixmatch.data.sources.folder.image import DECODER_VERSION
 from fixmatch.data.sources.folder.listing import Listing
@@ -24,7 +27,8 @@ _SHOWN = 10  # so many broken files are named, and more only counted
 _log = logging.getLogger(__name__)
 
 
-def load_folder(root: str, image_size: int | None, max_broken: int) -> Source:
+def load_folder(root: str, image_size: int | None, max_broken: int, test_fraction: float = 0.2,
+                seed: int = 0) -> Source:
     """Reads ROOT/labeled, unlabeled and test. Classes are the sorted names of labeled's subfolders.
 
     The training images are the labeled ones, class by class, then the unlabeled ones (label -1), each sorted by path.
@@ -32,25 +36,29 @@ def load_folder(root: str, image_size: int | None, max_broken: int) -> Source:
     are followed, but each folder is entered once. A link that leads nowhere counts as a broken image.
 
     Args:
-        root: the folder that holds the three.
+        root: the folder that holds the three; labeled may also be called train, and test val.
         image_size: the side of the square that images are made into, in pixels. None takes the size that all images
             have, if it is one and both its sides have 8 pixels or more; else a square with the median of their shorter
             sides, from 8 to 224.
         max_broken: how many image files may be unreadable; they are named and left out.
+        test_fraction: where there is no test folder, so much of each class's labeled images are test images, and at
+            least one; 0: there are no test images then.
+        seed: of the choice of these.
 
     Raises:
         DataError: folders are missing, a class has no readable image, labeled/ and test/ do not fit each other, there
             are too many broken images, or there is no room for the decoded ones.
     """
-    return _load("folder", scan_folder(pathlib.Path(root)), image_size, max_broken)
+    return _load("folder", scan_folder(pathlib.Path(root)), image_size, max_broken, test_fraction, seed)
 
 
-def load_csv(root: str, image_size: int | None, max_broken: int) -> Source:
+def load_csv(root: str, image_size: int | None, max_broken: int, test_fraction: float = 0.2, seed: int = 0) -> Source:
     """Reads ROOT/train.csv and ROOT/test.csv; or ROOT is itself the training CSV, with test.csv beside it.
 
     The files are UTF-8 and comma-separated, and their first line names the columns. Columns other than path and label
     are passed over. Paths start from the folder of the CSV file, and may lead out of it. Classes are the sorted labels
-    of the training file, without spaces around them. Order, sizes and broken images are as in `load_folder`.
+    of the training file, without spaces around them. Order, sizes, broken images and test images where there is no
+    test.csv are as in `load_folder`.
 
     Raises:
         DataError: as in `load_folder`, naming file and line: a file is not there, a column is missing, a label in
@@ -60,15 +68,17 @@ def load_csv(root: str, image_size: int | None, max_broken: int) -> Source:
     place = pathlib.Path(root)
     train = place if place.is_file() else place / "train.csv"
     name = "csv" if train.name == "train.csv" else f"csv-{hashlib.sha256(os.fsencode(train.name)).hexdigest()[:8]}"
-    return _load(name, scan_tables(train), image_size, max_broken)
+    return _load(name, scan_tables(train), image_size, max_broken, test_fraction, seed)
 
 
-def _load(name: str, listing: Listing, image_size: int | None, max_broken: int) -> Source:
+def _load(name: str, listing: Listing, image_size: int | None, max_broken: int, test_fraction: float,
+          seed: int) -> Source:
     """The source with the images of `listing`, where `name` is that of the cache, without the size."""
     listing.labels()  # raises at once what would otherwise be raised after hours of decoding
+    if test_fraction and not listing.tested:
+        listing = _held_out(listing, test_fraction, seed)
     images, facts = cached_images(
-        listing.root, f"{name}-{image_size or 'auto'}",
-        listing.files.fingerprint(DECODER_VERSION, listing.num_train, image_size),
+        listing.root, f"{name}-{image_size or 'auto'}", listing.fingerprint(DECODER_VERSION, image_size),
         functools.partial(_decode_all, listing, image_size, max_broken))
     broken = facts["broken"]
     _refuse(listing, broken, max_broken)
@@ -78,10 +88,22 @@ def _load(name: str, listing: Listing, image_size: int | None, max_broken: int) 
         _log.info("%s: %d more broken images left out", listing.root, len(broken) - _SHOWN)
     left_out = [index for index, _ in broken]
     train, test = listing.labels(left_out)
-    paths = tuple(shown(listing.files[index]) for index in listing.kept(left_out)[1])
+    for line in duplicates.findings(listing, facts["duplicates"]):
+        _log.info("%s: %s", listing.root, line)
+    paths = tuple(shown(listing.name(index)) for index in listing.kept(left_out)[1])
     return Source(name.split("-")[0], listing.classes, Dataset(images[:len(train)], train),
                   Dataset(images[len(train):], test), tuple(facts["mean"]), tuple(facts["std"]), flip=True,
-                  test_paths=paths)
+                  test_paths=paths, held_out=listing.held_out)
+
+
+def _held_out(listing: Listing, fraction: float, seed: int) -> Listing:
+    """`listing` with test images taken from the labeled ones, which is said."""
+    labeled = int((listing.files.labels() >= 0).sum())
+    listing = listing.hold_out(fraction, seed)
+    _log.info("%s: not there, so %s of the %s labeled images are held out as test images: %g of each class and at "
+              "least one (data.test_fraction)", listing.where[1], f"{len(listing) - listing.num_train:,}",
+              f"{labeled:,}", fraction)
+    return listing
 
 
 def _refuse(listing: Listing, broken: list[list], max_broken: int) -> None:
@@ -89,18 +111,23 @@ def _refuse(listing: Listing, broken: list[list], max_broken: int) -> None:
     if len(broken) > max_broken:
         index, reason = broken[0]
         raise DataError(f"{listing.root}: more than {max_broken} broken images, the first of them "
-                        f"{shown(listing.files[index])} ({reason}); remove them, or raise data.max_broken")
+                        f"{shown(listing.name(index))} ({reason}); remove them, or raise data.max_broken")
 
 
 def _decode_all(listing: Listing, image_size: int | None, max_broken: int, writer: Writer) -> dict:
-    """Writes every image that can be read; returns mean, std and what is broken: [[index, reason], ...]."""
-    started, cut, broken = time.monotonic(), listing.num_train, []
+    """Writes every image that can be read.
+
+    Returns:
+        Mean, std, what is broken: [[index, reason], ...], and which images are equal: [[index, index, ...], ...].
+    """
+    started, cut, broken, digests = time.monotonic(), listing.num_train, [], duplicates.Digests()
     height, width = (image_size, image_size) if image_size else common_size(listing, listing.root)
     writer.begin(height, width, len(listing))
     with decoding(listing, cut, height, width, listing.root) as results:
         for part, (images, bad) in results:
             writer.append(images, counted=part.stop <= cut)
             broken += bad
+            digests.add(images, np.delete(part, [index - part.start for index, _ in bad]))
             _refuse(listing, broken, max_broken)
     _log.info("%s: %s images decoded in %.0f s", listing.root, f"{writer.shape[0]:,}", time.monotonic() - started)
-    return {**writer.statistics(), "broken": broken}
+    return {**writer.statistics(), "broken": broken, "duplicates": digests.groups()}

@@ -1,40 +1,87 @@
 """Folders named after classes, read into a listing."""
 
+import collections
+import logging
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fixmatch.data.dataset import DataError, shown
 from fixmatch.data.sources.folder.image import EXTENSIONS
 from fixmatch.data.sources.folder.listing import Files, Listing
 
+_LABELED, _TEST = ("labeled", "train"), ("test", "val", "valid", "validation")  # what these folders may be called
+_KINDS_SHOWN = 6  # so many extensions of files that are passed over are named
+
+_log = logging.getLogger(__name__)
+
 
 def scan_folder(root: pathlib.Path) -> Listing:
-    """Lists the images of root/labeled, root/unlabeled and root/test.
+    """Lists the images of root/labeled or root/train, of root/unlabeled, and of root/test or root/val.
+
+    Says how many files are passed over since their extension is no image's.
 
     Raises:
-        DataError: root/labeled or the folders of its classes are not there, root/test has a class that labeled/ has
-            not, images lie beside the class folders, or a folder cannot be read.
+        DataError: the labeled images' folder or those of its classes are not there, the test images' folder has another
+            class, images lie beside the class folders, or a folder cannot be read.
     """
-    if not (root / "labeled").is_dir():
-        raise DataError(f"{root / 'labeled'}: no such folder; data.root needs labeled/CLASS/ and test/CLASS/ with "
-                        "images, and unlabeled/ if there are any")
-    files, label_of = Files(), {name: label for label, name in enumerate(_class_folders(root, "labeled"))}
+    labeled, test = _labeled_folder(root), _test_folder(root)
+    files, passed_over = Files(), collections.Counter()
+    label_of = {name: label for label, name in enumerate(_class_folders(root, labeled))}
     if not label_of:
-        raise DataError(f"{root / 'labeled'}: has no folders; make one for each class, with its images inside")
+        raise DataError(f"{root / labeled}: has no folders; make one for each class, with its images inside")
     for name, label in label_of.items():
-        _add_below(files, root, f"labeled/{name}", label)
+        _add_below(files, passed_over, root, f"{labeled}/{name}", label)
     if (root / "unlabeled").is_dir():
-        _add_below(files, root, "unlabeled", -1)
+        _add_below(files, passed_over, root, "unlabeled", -1)
     num_train = len(files)
-    for name in _class_folders(root, "test") if (root / "test").is_dir() else ():
+    for name in _class_folders(root, test) if test else ():
         if name not in label_of:
-            raise DataError(f"{shown(str(root / 'test' / name))}: labeled/ has no class of this name; add labeled "
-                            "images of it, or remove it from test/")
-        _add_below(files, root, f"test/{name}", label_of[name])
+            raise DataError(f"{shown(str(root / test / name))}: {labeled}/ has no class of this name; add labeled "
+                            f"images of it, or remove it from {test}/")
+        _add_below(files, passed_over, root, f"{test}/{name}", label_of[name])
+    _say_passed_over(root, passed_over)
     classes = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in label_of)  # can be printed
-    return Listing(root, files, num_train, classes, (str(root / "labeled"), str(root / "test")))
+    return Listing(root, files, num_train, classes, (str(root / labeled), str(root / (test or "test"))), bool(test))
+
+
+def _labeled_folder(root: pathlib.Path) -> str:
+    """The name of the folder with the labeled images. Raises DataError, which says what a data set looks like."""
+    found = _folders(root, _LABELED)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{root}: {' and '.join(found)} both name the labeled images; keep one of them")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; data.root is the folder that holds the images")
+    others = [shown(name) for name in _names(root) if (root / name).is_dir() and name not in ("unlabeled", *_TEST)]
+    hint = f"; if {', '.join(others[:3])}{', ...' * (len(others) > 3)} are the classes, move them into labeled/"
+    raise DataError(f"{root}: has neither labeled/ nor train/; it needs labeled/CLASS/ with images (or train/CLASS/), "
+                    f"and may have unlabeled/ and test/CLASS/ (or val/CLASS/){hint if others else ''}")
+
+
+def _test_folder(root: pathlib.Path) -> str | None:
+    """The name of the folder with the test images, if there is one."""
+    found = _folders(root, _TEST)
+    if len(found) > 1:
+        _log.info("%s: the accuracy is measured on %s/; not used: %s", root, found[0],
+                  ", ".join(f"{name}/" for name in found[1:]))
+    return found[0] if found else None
+
+
+def _folders(root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    return [name for name in names if (root / name).is_dir()]
+
+
+def _say_passed_over(root: pathlib.Path, passed_over: collections.Counter) -> None:
+    """Says what is not read, by its extension."""
+    if not passed_over:
+        return
+    kinds = [f"{count:,} {shown(kind)}" for kind, count in passed_over.most_common(_KINDS_SHOWN)]
+    hint = "; convert HEIC photos to JPEG or PNG" if {".heic", ".heif"} & passed_over.keys() else ""
+    _log.info("%s: passed over %s files that are no images of a kind read here: %s%s%s", root,
+              f"{passed_over.total():,}", ", ".join(kinds), ", ..." * (len(passed_over) > len(kinds)), hint)
 
 
 def _class_folders(root: pathlib.Path, split: str) -> Iterator[str]:
@@ -57,8 +104,11 @@ def _names(folder: str | pathlib.Path) -> list[str]:
         raise DataError(f"{shown(str(folder))}: cannot be read: {error.strerror}") from None
 
 
-def _add_below(files: Files, root: pathlib.Path, start: str, label: int) -> None:
-    """Adds the image files below root/start, at any depth, sorted by the parts of their paths."""
+def _add_below(files: Files, passed_over: collections.Counter, root: pathlib.Path, start: str, label: int) -> None:
+    """Adds the image files below root/start, at any depth, sorted by the parts of their paths.
+
+    Other files are counted in `passed_over` by their extension.
+    """
     entered = {_identity(os.stat(root / folder)) for folder in ("", start.split("/")[0], start)}
     pending = [(start, iter(_names(root / start)))]
     while pending:
@@ -80,6 +130,8 @@ def _add_below(files: Files, root: pathlib.Path, start: str, label: int) -> None
             files.add(path, label, None)
         elif name.lower().endswith(EXTENSIONS) and (status is None or stat.S_ISREG(status.st_mode)):
             files.add(path, label, status)
+        elif status and stat.S_ISREG(status.st_mode):
+            passed_over[os.path.splitext(name)[1].lower() or "without an extension"] += 1
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

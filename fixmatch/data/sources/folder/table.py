@@ -17,7 +17,7 @@ _Row = tuple[str, str, int]  # path, label ("" where the class is not known), li
 
 
 def scan_tables(train: pathlib.Path) -> Listing:
-    """Lists the images of the CSV file `train` and of the test.csv beside it.
+    """Lists the images of the CSV file `train` and, if there is one, of the test.csv beside it.
 
     Raises:
         DataError: see load.load_csv; the message names file and line.
@@ -31,14 +31,14 @@ def scan_tables(train: pathlib.Path) -> Listing:
     files, label_of = Files(), {"": -1} | {name: label for label, name in enumerate(classes)}
     for path, label, line in rows:
         files.add(path, label_of[label], _status(train, path, line))
-    tests = sorted(_rows(test))
+    tests = sorted(_rows(test)) if test.exists() else []
     _refuse_learned_by_heart(train, rows, test, tests)
     for path, label, line in tests:
         if not label or label not in label_of:
             said = f"no image in {train.name} has the label {shown(label)}" if label else "the label is empty"
             raise DataError(f"{test}: line {line}: {said}; a test image needs the label of a class that is trained")
         files.add(path, label_of[label], _status(test, path, line))
-    return Listing(root, files, len(rows), classes, (str(train), str(test)))
+    return Listing(root, files, len(rows), classes, (str(train), str(test)), test.exists())
 
 
 def _refuse_two_labels(train: pathlib.Path, rows: list[_Row]) -> None:
@@ -76,8 +76,8 @@ def _rows(file: pathlib.Path) -> Iterator[_Row]:
         with open(file, "rb") as lines:
             yield from _parse(file, csv.reader(_decoded(file, lines), strict=True))
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; data.root needs train.csv and test.csv, each with "
-                        "the columns path,label") from None
+        raise DataError(f"{file}: cannot be read: {error.strerror}; data.root needs train.csv, and may have test.csv, "
+                        "each with the columns path,label") from None
 
 
 def _parse(file: pathlib.Path, reader) -> Iterator[_Row]:

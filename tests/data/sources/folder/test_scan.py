@@ -96,9 +96,11 @@ def _remove(root, *names):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda r: (r / "labeled").rename(r / "train"), "labeled: no such folder; data.root needs labeled/CLASS/"),
-    (lambda r: r.rename(r.with_name("elsewhere")), "no such folder"),
-    (lambda r: (r / "test").rename(r / "val"), "test: no test image"),
+    (lambda r: (r / "labeled").rename(r / "pictures"), "data: has neither labeled/ nor train/; it needs labeled/CLASS/ "
+     "with images (or train/CLASS/), and may have unlabeled/ and test/CLASS/ (or val/CLASS/); if pictures "
+     "are the classes, move them into labeled/"),
+    (lambda r: (r / "train").mkdir(), "data: labeled and train both name the labeled images; keep one of them"),
+    (lambda r: r.rename(r.with_name("elsewhere")), "data: no such folder; data.root is the folder that holds"),
     (lambda r: _remove(r, "test/cat/a.png", "test/dog/a.png"), "test: no test image"),
     (lambda r: (r / "test/dog").rename(r / "test/cow"), "test/cow: labeled/ has no class of this name"),
     (lambda r: (r / "labeled/cow").mkdir(), "class cow has no labeled image"),

@@ -45,7 +45,8 @@ def test_a_csv_file_given_by_name_and_paths_that_lead_out_of_its_folder(tmp_path
 
 @pytest.mark.parametrize(("train", "test", "said"), [
     (None, TEST, "train.csv: cannot be read: No such file"),
-    (TRAIN, None, "test.csv: cannot be read: No such file"),
+    (TRAIN, None, "train.csv: class cat has 1 labeled image, so none can be held out as a test image; add one, or "
+     "train without a test: data.test_fraction=0"),
     ("", TEST, "train.csv: line 1: no column label and no column path"),
     ("path;label\na.png;cat\n", TEST, "train.csv: line 1: no column"),
     ("a.png,cat\n", TEST, "train.csv: line 1: no column"),
