@@ -18,6 +18,7 @@ from fixmatch.version import __version__
 
 COMMANDS = {  # name -> (the module whose `main` it is, what it does)
     "train": ("fixmatch.commands.train", "train FixMatch, or the supervised baseline, from a configuration"),
+    "init": ("fixmatch.commands.init", "look at a folder of images and write a configuration that fits"),
     "eval": ("fixmatch.commands.eval", "score a run or a checkpoint on the test images"),
     "report": ("fixmatch.commands.report", "make the page of a run, or of several side by side"),
     "watch": ("fixmatch.commands.watch", "show the curves of runs in the browser while they train"),

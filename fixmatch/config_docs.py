@@ -31,7 +31,7 @@ def commented_yaml(config: Config) -> str:
     for (section, values), cls in zip(to_dict(config).items(), sections(Config).values(), strict=True):
         lines.append(f"{section}:")
         for entry in dataclasses.fields(cls):
-            setting = f"  {entry.name}: {_yaml(values[entry.name])}"
+            setting = f"  {entry.name}: {yaml_value(values[entry.name])}"
             lines.append(f"{setting:<{_COMMENT_AT}}  # {entry.metadata['meaning']}")
     return "\n".join(lines) + "\n"
 
@@ -43,7 +43,7 @@ def page() -> str:
         lines += [f"## {section}", "", "| key | default | values | resume | meaning |", "|---|---|---|---|---|"]
         hints = typing.get_type_hints(cls)
         for entry in dataclasses.fields(cls):
-            facts = (f"`{section}.{entry.name}`", f"`{_yaml(entry.default)}`", _values(hints[entry.name], entry),
+            facts = (f"`{section}.{entry.name}`", f"`{yaml_value(entry.default)}`", _values(hints[entry.name], entry),
                      "yes" if entry.metadata["resumable"] else "", _where(entry) + entry.metadata["meaning"])
             lines.append("| " + " | ".join(fact.replace("|", "\\|").replace("<", "\\<") for fact in facts) + " |")
         lines.append("")
@@ -113,7 +113,7 @@ def _where(entry: dataclasses.Field) -> str:
     return f"(`{other}`: {', '.join(values)}) "
 
 
-def _yaml(value) -> str:
+def yaml_value(value) -> str:
     """A value as YAML on one line."""
     value = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
