@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from running import ROOT
 
 from fixmatch import notes
 from fixmatch.config import from_dict
@@ -38,6 +39,11 @@ def test_the_classes_and_their_images_are_counted():
 def test_how_many_test_images_a_class_has():
     assert "on 6 test images, 3 a class: " in notes.describe_test({"cat": 3, "dog": 3})
     assert "on 1,005 test images, 5 to 1,000 a class: " in notes.describe_test({"cat": 5, "dog": 1000})
+
+
+def test_the_warning_that_the_documentation_shows():
+    lines = (ROOT / "docs/own-images.md").read_text(encoding="utf-8").splitlines()
+    assert notes.short_run(config(train={"total_steps": 300})) in lines
 
 
 def test_of_many_classes_the_extremes_are_named():

@@ -9,7 +9,7 @@ from image_folders import save
 from running import TINY
 
 import fixmatch
-from fixmatch import checkpoint
+from fixmatch import checkpoint, cli
 from fixmatch.checkpoint import CheckpointError
 from fixmatch.config import ConfigError
 from fixmatch.data import DataError
@@ -66,6 +66,14 @@ def test_what_a_run_on_own_images_says(place):
     assert " With 3 test images the EMA's is known to lie in " in said
     lines = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
     assert not any("pseudo_label_accuracy" in line for line in lines)  # the unlabeled ones' classes are not known
+
+
+def test_eval_says_the_interval_and_names_the_classes(place, capsys):
+    assert cli.main(["eval", str(place / "run"), "--json", str(place / "eval.json")]) == 0
+    said, figures = capsys.readouterr().out, json.loads((place / "eval.json").read_text())
+    low, high = json.loads((place / "run/result.json").read_text())["interval_95"]["ema"]
+    assert f"  with 3 test images the EMA's top-1 is known to lie in {low:.1f} to {high:.1f} % (95 % interval)" in said
+    assert figures["classes"] == ["cat", "dog"]
 
 
 def test_a_split_of_other_test_images_is_not_taken(place):

@@ -5,9 +5,11 @@ import pathlib
 
 from fixmatch import run
 from fixmatch.cli import Parser, add_overrides
+from fixmatch.config import OWN_IMAGES
 from fixmatch.evaluation import predictions_csv
 from fixmatch.files import write_atomic
 from fixmatch.monitor import describe
+from fixmatch.notes import interval
 
 
 def main(argv: list[str]) -> int:
@@ -22,13 +24,18 @@ def main(argv: list[str]) -> int:
     found = run.evaluate(args.path, args.which, args.overrides)
     source, scores = found.source, {"raw": found.raw, "ema": found.ema}
     if args.json:
-        figures = {"checkpoint": str(found.folder), "step": found.step, **{k: s.to_dict() for k, s in scores.items()}}
+        figures = {"checkpoint": str(found.folder), "step": found.step, "classes": list(source.classes),
+                   **{k: s.to_dict() for k, s in scores.items()}}
         write_atomic(args.json, json.dumps(figures, indent=1) + "\n")
     if args.predictions:
         images = source.test_paths or range(len(source.test))
         write_atomic(args.predictions,
                      predictions_csv(images, found.ema_logits, source.test.labels, source.classes))
     print(f"{found.folder}  step {found.step}  {describe(scores)}")
+    if source.name in OWN_IMAGES[1]:
+        low, high = interval(scores["ema"].top1, len(source.test))
+        print(f"  with {len(source.test):,} test images the EMA's top-1 is known to lie in {low:.1f} to {high:.1f} % "
+              "(95 % interval)")
     for index, name in enumerate(source.classes):
         accuracies = [scores[kind].per_class[index] for kind in ("ema", "raw")]
         print(f"  {name:<20} " + "  ".join(f"{kind} {a:6.2f} %" if a is not None else f"{kind}      -"
