@@ -11,9 +11,9 @@ import numpy as np
 from fixmatch.config import OWN_IMAGES, Config
 from fixmatch.data.dataset import Source, shown
 from fixmatch.data.split import Split
+from fixmatch.report.figures import interval
 
 _CLASSES_SHOWN = 20  # so many classes are listed; of more the extremes are named
-_Z = 1.959964  # of a two-sided 95 % interval
 _SHARES = (0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0)  # what fitting_share chooses from
 # A moving average with the share d remembers 1 / (1 - d) steps. After 5 times as many, 0.7 % of it is its first value,
 # which for the average of the weights is noise. Running statistics may hold a little more of theirs, 0 and 1: with 2.5
@@ -63,16 +63,6 @@ def describe_test(test: dict[str, int]) -> str:
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     return (f"accuracy is measured on {total:,} test images, {each} a class: 90 % would mean {low:.1f} to {high:.1f} % "
             "(95 % interval)")
-
-
-def interval(percent: float, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an accuracy that was measured on so many images, in percent.
-
-    Reference: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
-    """
-    p, n = percent / 100, images
-    middle, spread = p + _Z**2 / (2 * n), _Z * (p * (1 - p) / n + _Z**2 / (4 * n**2)) ** 0.5
-    return tuple(100 * min(max((middle + sign * spread) / (1 + _Z**2 / n), 0.0), 1.0) for sign in (-1, 1))
 
 
 def fitting_share(steps: int) -> float:

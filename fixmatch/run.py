@@ -33,6 +33,7 @@ from fixmatch.monitor import Monitor
 from fixmatch.normalize import Normalize
 from fixmatch.preview import preview, save_png
 from fixmatch.recorder import Recorder
+from fixmatch.report.figures import interval
 from fixmatch.runfolder import RunFolder
 from fixmatch.runtime import mixed_precision, select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
@@ -292,8 +293,9 @@ def _report(inputs: Inputs, trainer: Trainer) -> bool:
     try:
         from fixmatch.report import page, predictions  # the plotting takes a second to load
 
-        predictions.save(predictions.collect(state.ema.average, state.normalize, inputs.source, inputs.split, config),
-                         folder)
+        if len(inputs.source.test):
+            predictions.save(predictions.collect(state.ema.average, state.normalize, inputs.source, inputs.split,
+                                                 config), folder)
         page.write_report([folder])
         return True
     except Exception as error:  # of any kind: the training is done and its result is written
@@ -312,7 +314,7 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
     top1, counts = trainer.top1(), notes.counts(inputs.source, inputs.split)
     if config.data.name in OWN_IMAGES[1]:
         about |= {"labeled_images": counts.labeled, "test_images": counts.test}
-        about |= {"interval_95": {name: notes.interval(found["last"], len(inputs.source.test))
+        about |= {"interval_95": {name: interval(found["last"], len(inputs.source.test))
                                   for name, found in top1.items()}} if top1 else {}
     return Result(inputs.folder, trainer.step, round(trainer.seconds, 1), round(images / trainer.train_seconds, 1),
                   top1, manifest.provenance.get("parity", "not checked"), about)

@@ -21,13 +21,6 @@ def config(**sections):
     return from_dict({"data": {"name": "folder"}, **sections}, "here")
 
 
-@pytest.mark.parametrize(("percent", "images", "low", "high"), [
-    (90.0, 10, 59.6, 98.2), (0.0, 20, 0.0, 16.1), (100.0, 20, 83.9, 100.0), (50.0, 400, 45.1, 54.9),
-])
-def test_wilsons_interval_as_in_tables(percent, images, low, high):
-    assert notes.interval(percent, images) == pytest.approx((low, high), abs=0.05)
-
-
 def test_the_classes_and_their_images_are_counted():
     lines = list(notes.before_training(config(), source([0, 0, 1, -1, 1], [0, 1, 1]),
                                        Split(np.array([0, 1, 2]), np.arange(5))))

@@ -83,7 +83,8 @@ def test_a_split_of_other_test_images_is_not_taken(place):
 
 
 def test_a_run_without_any_test_image_trains_and_says_so(place, capsys):
-    result = fixmatch.train(config(place, "data.test_fraction=0", name="untested"))
+    result = fixmatch.train(config(place, "data.test_fraction=0", "run.report=true", name="untested"))
+    assert "There were no test images, so no accuracy" in (place / "untested/report.html").read_text()
     assert result.top1 == {}
     assert "There are no test images, so no accuracy was measured." in capsys.readouterr().out
     content = json.loads((place / "untested/result.json").read_text())

@@ -9,7 +9,7 @@ from fixmatch.config import OWN_IMAGES
 from fixmatch.evaluation import predictions_csv
 from fixmatch.files import write_atomic
 from fixmatch.monitor import describe
-from fixmatch.notes import interval
+from fixmatch.report.figures import interval
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,8 @@ def verdict(run: Record, baseline: float | None = None) -> list[str]:
         baseline: EMA top-1 of a supervised run on the same labels, percent.
     """
     if run.final() is None:
+        if run.result:
+            return ["There were no test images, so no accuracy was measured."]
         return [f"Nothing was evaluated yet: the run is at step {run.step:,} of {run.config.train.total_steps:,}."]
     answers = [] if run.result else [f"The run has not ended: step {run.step:,} of {run.config.train.total_steps:,}."]
     answers.append(_learned(run))

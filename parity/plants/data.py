@@ -107,7 +107,7 @@ def _labeled_left_out(patch: Patch) -> None:
 
 def _chosen(patch: Patch, choose: Callable) -> None:
     """Labeled images as choose(rng, images of a class, how many)."""
-    def changed(labels, num_classes, num_labeled, seed, include_labeled=True):
+    def changed(labels, num_classes, num_labeled, seed, include_labeled=True, *_):
         rng, counts = np.random.default_rng(seed), split._counts(labels, num_classes, num_labeled)
         labeled = [choose(rng, np.flatnonzero(labels == c), count) for c, count in enumerate(counts)]
         return split.choose_split(np.concatenate(labeled), len(labels), include_labeled)
