@@ -15,11 +15,11 @@ from parity.compare import Row, Trace, compare, compare_tensor, raised
 from parity.hints import hint_for
 
 # What runs before training, in two processes: in float64 and on one thread, and as the run trains.
-EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "loss", "backward", "optimizer", "ema",
-         "resume", "convert")
+EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "metric", "loss", "backward", "optimizer",
+         "ema", "resume", "convert")
 AS_IT_TRAINS = ("operators", "run")
-SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "loss", "backward",
-              "optimizer", "ema", "run", "resume", "convert")
+SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "metric", "loss",
+              "backward", "optimizer", "ema", "run", "resume", "convert")
 END_TO_END = ("run", "resume", "convert", "ranks")
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
