@@ -27,6 +27,23 @@ def test_a_planted_bug_is_caught_in_its_stage(name):
     assert clean.passed, "the plant was not taken out again"
 
 
+@pytest.mark.parametrize(("name", "tensor"), [
+    ("first-20-evaluations", "summary/mean_last_20"),
+    ("split-with-replacement", "split/distinct labeled images under each seed"),
+    ("split-of-the-first-images", "split/images labeled equally often"),
+    ("translate-y-by-width", "operations 21x32/TranslateY"),
+    ("log-rate-a-step-late", "logged step 2/lr"),
+    ("resume-best-never-beaten", "best/step"),
+])
+def test_what_a_blind_trial_missed_is_caught(name, tensor):
+    """By the stage that it mended, which says where."""
+    stage = stages.stages(thorough=False)[plants.PLANTS[name].stage]
+    with plants.planted(name):
+        result = stages.run_stage(stage, score.case_of(plants.PLANTS[name]).small(), keep_going=False)
+    assert result.first_divergence.tensor == tensor
+    assert result.hint.startswith("likely ")
+
+
 def test_every_named_bug_has_a_plant_with_a_known_stage():
     assert len(plants.PLANTS) >= 150
     assert {p.stage for p in plants.PLANTS.values()} <= set(stages.stages())
