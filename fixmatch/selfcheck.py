@@ -126,7 +126,7 @@ def _together(parts: list[dict]) -> dict:
     tensors = sum(stage["tensors"] for stage in every)
     worst = max((stage["worst"]["rel"] for stage in every if stage["dtype"] == "float64"), default=0.0)
     verdict = (f"PARITY PASS {tensors}/{tensors} tensors, worst {worst:.1e} (gate {parts[0]['gate']:.0e}), "
-               f"0 declared deviations, {seconds:.1f} s")
+               f"0 declared deviations, {seconds:.1f} s{parts[0].get('aside', '')}")
     return {**parts[0], "stages": every, "seconds": seconds, "verdict": verdict}
 
 

@@ -69,7 +69,8 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
         "" if exact else f", the nearest recorded to {case.config.model}")
     not_run = f"; not run without it: {', '.join(left_out)}" if left_out else ""
     against = "results recorded from torch, since torch is not installed (fresh weights are not compared)"
-    return Report(results, time.perf_counter() - started, against + not_run, shape)
+    aside = "; without Torch recorded results stand in for it"
+    return Report(results, time.perf_counter() - started, against + not_run, shape, aside)
 
 
 def _with_golden(stage: Stage, name: str) -> StageResult:

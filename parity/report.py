@@ -22,6 +22,7 @@ class Report:
     seconds: float
     against: str
     subject: str  # which network and settings
+    aside: str = ""  # what was left out here, for the verdict line
 
     @property
     def passed(self) -> bool:
@@ -47,7 +48,7 @@ class Report:
         later = f", {LATER_GATE:.0e} after 3 steps" if any(gate_of(row.tensor) > GATE for row in rows) else ""
         worst = f"worst {max(r.relative for r in rows):.1e} (gate {GATE:.0e}{later}), " if rows else ""
         return (f"PARITY PASS {total}/{total} tensors, {worst}{count} declared deviation{'s' * (count != 1)}, "
-                f"{self.seconds:.1f} s")
+                f"{self.seconds:.1f} s{self.aside}")
 
     def text(self) -> str:
         """Verdict, table, first failure."""
@@ -70,8 +71,9 @@ class Report:
     def json(self) -> dict:
         """All of it but the single tensors, ready for json.dumps."""
         return {"verdict": self.verdict(), "passed": self.passed, "seconds": round(self.seconds, 3),
-                "against": self.against, "subject": self.subject, "versions": versions(), "gate": GATE,
-                "declared_deviations": list(DECLARED_DEVIATIONS), "stages": [_stage_json(r) for r in self.results]}
+                "aside": self.aside, "against": self.against, "subject": self.subject, "versions": versions(),
+                "gate": GATE, "declared_deviations": list(DECLARED_DEVIATIONS),
+                "stages": [_stage_json(r) for r in self.results]}
 
 
 def versions() -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """The run as it starts: its first steps are recomputed beside it, and a failure stops it with exit 3."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from running import ROOT, TINY
 
 import fixmatch
 from fixmatch import selfcheck
-from parity import plants
+from fixmatch.recorder import Recorder
+from parity import first_steps, plants
 
 pytest.importorskip("torch")
 PASSED = {"verdict": "PARITY PASS", "passed": True}
@@ -68,6 +70,19 @@ def test_a_resumed_run_is_checked_where_it_goes_on(tmp_path):
     fixmatch.train(config(tmp_path, "train.total_steps=4", "parity.enabled=false"))
     fixmatch.train(config(tmp_path, "train.total_steps=9"), resume=True)
     assert verdict_of(tmp_path)["passed"] is True
+
+
+def test_without_torch_the_batches_alone_are_computed_again_and_the_verdict_says_so(tmp_path, monkeypatch):
+    settings = config(tmp_path, "train.total_steps=2")
+    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
+    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    report = first_steps.prove(tmp_path / "recording", settings)
+    assert [result.stage for result in report.results] == ["data"]
+    assert report.verdict().startswith("PARITY PASS")
+    assert report.verdict().endswith("without Torch only their batches were computed again")
 
 
 BUG = "        if not self.cta:\n            return batch\n"

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """python tools/init.py --help"""
 
 import os
