@@ -10,8 +10,8 @@ import importlib
 from fixmatch.runtime import NO_PADDLE, configure, has_paddle
 from fixmatch.version import __version__
 
-_PUBLIC = {"train": "fixmatch.run", "evaluate": "fixmatch.run", "Config": "fixmatch.config",
-           "load_config": "fixmatch.config"}
+_PUBLIC = {"train": "fixmatch.run", "evaluate": "fixmatch.run", "load": "fixmatch.predict",
+           "Config": "fixmatch.config", "load_config": "fixmatch.config"}
 __all__ = ["__version__", *_PUBLIC]
 
 configure()  # before anything imports paddle

@@ -20,6 +20,8 @@ COMMANDS = {  # name -> (the module whose `main` it is, what it does)
     "train": ("fixmatch.commands.train", "train FixMatch, or the supervised baseline, from a configuration"),
     "init": ("fixmatch.commands.init", "look at a folder of images and write a configuration that fits"),
     "eval": ("fixmatch.commands.eval", "score a run or a checkpoint on the test images"),
+    "predict": ("fixmatch.commands.predict", "classify new images with a run, a checkpoint or an export"),
+    "export": ("fixmatch.commands.export", "write a model for Paddle inference or ONNX, compared before it is kept"),
     "report": ("fixmatch.commands.report", "make the page of a run, or of several side by side"),
     "watch": ("fixmatch.commands.watch", "show the curves of runs in the browser while they train"),
     "sweep": ("fixmatch.commands.sweep", "train a recipe with several seeds and settings; mean and deviation"),

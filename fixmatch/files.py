@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 
 def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
@@ -23,3 +24,17 @@ def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a failed write does not say where
         raise
+
+
+def replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives the folder `new` the name `path`, which lies beside it; a folder that had the name is removed after."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -31,6 +31,10 @@ class Normalize:
         self.mean = paddle.to_tensor(mean, dtype=paddle.get_default_dtype()).reshape([1, 3, 1, 1])
         self.std = paddle.to_tensor(std, dtype=paddle.get_default_dtype()).reshape([1, 3, 1, 1])
 
-    def __call__(self, images):
-        pixels = to_device(images).astype(self.mean.dtype).transpose([0, 3, 1, 2])
+    def __call__(self, images: np.ndarray):
+        return self.of_tensor(to_device(images))
+
+    def of_tensor(self, images):
+        """The same for images that are a tensor already."""
+        pixels = images.astype(self.mean.dtype).transpose([0, 3, 1, 2])
         return (pixels / 255.0 - self.mean) / self.std

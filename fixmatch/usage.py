@@ -8,6 +8,9 @@ _TOOLS = pathlib.Path(__file__).resolve().parent.parent / "tools"
 OPTIONAL = {  # package that some commands need -> what to give `pip install`; Torch's own index has its builds for CPUs
     "torch": "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu",
     "reprod_log": "reprod_log==1.0.1",
+    "paddle2onnx": "'paddle2onnx>=2.1,<2.2' onnxruntime",
+    "onnx": "'paddle2onnx>=2.1,<2.2' onnxruntime",
+    "onnxruntime": "onnxruntime",
 }
 
 

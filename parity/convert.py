@@ -140,7 +140,7 @@ def _manifest(content: dict, model: ModelConfig, num_classes: int, optim: dict, 
     config["optim"] |= optim
     origin = {"converted_from": source.name, "epoch": theirs.number(content.get("epoch"))}
     return Manifest(step, to_dict(from_dict(config, f"{source}: optimizer")), name, tuple(_CLASSES[name].split()), mean,
-                    std, provenance=origin)
+                    std, image_size=(32, 32), provenance=origin)
 
 
 def infer_model(state: dict[str, np.ndarray], where) -> tuple[ModelConfig, int]:

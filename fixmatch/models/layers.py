@@ -123,6 +123,10 @@ def activate(x, activation):
     if activation == "mish":
         return F.mish(x)
     name, slope = activation
+    if not paddle.in_dynamic_mode():
+        # While a graph is traced for an export: Paddle 3.3 would store the slope as a double, but paddle.inference then
+        # dies of a segmentation fault, and paddle2onnx writes another slope and reports success.
+        return paddle.maximum(x, slope * x)
     return getattr(F, name)(x, slope)
 
 

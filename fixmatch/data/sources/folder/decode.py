@@ -54,7 +54,7 @@ def decoding(paths: Sequence[str], cut: int, height: int, width: int,
     """
     count, step = len(paths), max(1, min(_CHUNK_FILES, _CHUNK_BYTES // (height * width * 3)))
     aim = f"decoding to {width}x{height} pixels, {count * height * width * 3 / 1e9:.1f} GB"
-    return _working(functools.partial(_decode_some, paths, height, width),
+    return _working(functools.partial(decode_some, paths, height, width),
                     [*_parts(0, cut, step), *_parts(cut, count, step)], root, aim)
 
 
@@ -70,7 +70,7 @@ def _working(job: Callable, parts: list[range], root: pathlib.Path, aim: str) ->
     Image.init()  # finds all of Pillow's formats before threads look for them
     with (warnings.catch_warnings(),
           concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
-          tqdm(total=count, desc=str(root), unit=" images", disable=None) as bar):
+          tqdm(total=count, desc=str(root), unit=" images", disable=None, delay=1) as bar):
         warnings.simplefilter("ignore")  # Pillow warns of every oddity in a file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         pending = ((part, pool.submit(job, part)) for part in parts)
@@ -94,12 +94,12 @@ def _read_sizes(paths: Sequence[str], part: range) -> np.ndarray:
     """The heights and widths of a part, int32 [n, 2]; zeros where an image is broken, which decoding will tell."""
     sizes = np.zeros((len(part), 2), np.int32)
     for row, index in enumerate(part):
-        with contextlib.suppress(Exception):  # why it is any exception is said in _decode_some
+        with contextlib.suppress(Exception):  # why it is any exception is said in decode_some
             sizes[row] = read_size(paths[index])
     return sizes
 
 
-def _decode_some(paths: Sequence[str], height: int, width: int, part: range) -> tuple[np.ndarray, list[list]]:
+def decode_some(paths: Sequence[str], height: int, width: int, part: range) -> tuple[np.ndarray, list[list]]:
     """(uint8 [n, H, W, 3] of the images of a part that can be read, [[index, reason], ...] of the others)."""
     images, broken = np.empty((len(part), height, width, 3), np.uint8), []
     for index in part:
@@ -110,11 +110,11 @@ def _decode_some(paths: Sequence[str], height: int, width: int, part: range) -> 
         except Exception as error:  # a damaged image raises almost anything, by its kind of damage
             if getattr(error, "errno", None) in _MACHINE_ERRORS:
                 raise DataError(f"{shown(paths[index])}: cannot be read: {error.strerror}") from None
-            broken.append([index, _reason(error)])
+            broken.append([index, reason_of(error)])
     return images[:len(part) - len(broken)], broken
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why an image is broken, in at most 100 characters that can be printed."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or of a format that is not known here"

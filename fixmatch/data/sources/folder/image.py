@@ -28,9 +28,13 @@ def decode_image(path: str, height: int, width: int) -> np.ndarray:
     A damaged image raises almost anything, by its kind of damage.
     """
     with open(path, "rb") as file:
-        image = Image.open(file, formats=_formats())
-        image.load()
-        turn = _TURNS.get(_orientation(image))
+        return to_pixels(Image.open(file, formats=_formats()), height, width)
+
+
+def to_pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The same of an image that Pillow has opened or made."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
     image = _to_rgb(image)
     if turn is not None:
         image = image.transpose(turn)

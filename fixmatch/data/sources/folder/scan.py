@@ -1,11 +1,12 @@
-"""Folders named after classes, read into a listing."""
+"""Folders named after classes, read into a listing; and images of no known class, by files, folders and patterns."""
 
 import collections
+import glob
 import logging
 import os
 import pathlib
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fixmatch.data.dataset import DataError, shown
 from fixmatch.data.sources.folder.image import EXTENSIONS
@@ -82,6 +83,42 @@ def _say_passed_over(root: pathlib.Path, passed_over: collections.Counter) -> No
     hint = "; convert HEIC photos to JPEG or PNG" if {".heic", ".heif"} & passed_over.keys() else ""
     _log.info("%s: passed over %s files that are no images of a kind read here: %s%s%s", root,
               f"{passed_over.total():,}", ", ".join(kinds), ", ..." * (len(passed_over) > len(kinds)), hint)
+
+
+def find_images(given: Iterable[str]) -> list[str]:
+    """The paths of all images that `given` means, each once, in this order.
+
+    Args:
+        given: files, whatever their extension; folders, of which every image at any depth is taken, sorted, as in
+            `scan_folder`; and patterns of the glob module, such as "photos/**/*.jpg", of files and folders.
+
+    Raises:
+        DataError: one of them is not there, or holds no image.
+    """
+    found: dict[str, None] = {}
+    for text in given:
+        matches = [text] if os.path.lexists(text) else _matches(text)
+        paths = [path for match in matches for path in (_images_in(match) if os.path.isdir(match) else [match])]
+        if not paths:
+            raise DataError(f"{shown(text)}: " + (f"no image in it ({' '.join(EXTENSIONS)})" if matches
+                                                  else "no such file or folder"))
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def _matches(pattern: str) -> list[str]:
+    """What `pattern` means, sorted, each file once: "**" follows a link that leads in a circle forty times."""
+    found: dict[str, str] = {}
+    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (len(path), path)):
+        found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
+
+
+def _images_in(folder: str) -> list[str]:
+    files, passed_over = Files(), collections.Counter()
+    _add_below(files, passed_over, pathlib.Path(folder), ".", -1)
+    _say_passed_over(pathlib.Path(folder), passed_over)
+    return [os.path.normpath(os.path.join(folder, files[index])) for index in range(len(files))]
 
 
 def _class_folders(root: pathlib.Path, split: str) -> Iterator[str]:

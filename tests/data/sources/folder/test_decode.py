@@ -94,7 +94,7 @@ def test_damage_of_any_kind_is_a_broken_image_or_a_readable_one(tmp_path, extens
     path.write_bytes(blob[:data.draw(st.integers(0, len(blob)))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        images, broken = decode._decode_some([str(path)], 8, 8, range(1))
+        images, broken = decode.decode_some([str(path)], 8, 8, range(1))
     assert (len(images), len(broken)) in ((1, 0), (0, 1))
     assert all(reason.isprintable() and reason for _, reason in broken)
 
@@ -104,4 +104,4 @@ def test_no_memory_says_nothing_about_the_image(monkeypatch):
         raise MemoryError
     monkeypatch.setattr(decode, "decode_image", fail)
     with pytest.raises(MemoryError):
-        decode._decode_some(["a.png"], 8, 8, range(1))
+        decode.decode_some(["a.png"], 8, 8, range(1))

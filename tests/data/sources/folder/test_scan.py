@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from image_folders import levels, read, save, solid
 
 from fixmatch.data.augment import views
-from fixmatch.data.sources.folder.scan import scan_folder
+from fixmatch.data.sources.folder.scan import find_images, scan_folder
 
 
 def test_a_folder(root):
@@ -130,3 +130,31 @@ def test_a_gap_that_only_decoding_shows(root, name, said):
     (root / name).write_bytes(b"no image")
     for _ in range(2):  # decoded, then from the cache
         assert said in error_of(read, root, 8, 1)
+
+
+# --- images of no known class
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (["."], ["A.JPG", "b/[1].png", "b/c/d.png", "b/lost.png"]),
+    (["b"], ["b/[1].png", "b/c/d.png", "b/lost.png"]),
+    (["b/", "./A.JPG", "b/c"], ["b/[1].png", "b/c/d.png", "b/lost.png", "./A.JPG"]),
+    (["notes.txt", "b/lost.png"], ["notes.txt", "b/lost.png"]),  # named by the user: reading them says what is wrong
+    (["b/[1].png"], ["b/[1].png"]),  # a file's own name comes before its meaning as a pattern
+    (["b/[[]1*"], ["b/[1].png"]),
+    (["**/*.png"], ["b/[1].png", "b/__MACOSX/f.png", "b/c/d.png", "b/lost.png"]),
+    (["*"], ["A.JPG", "b/[1].png", "b/c/d.png", "b/lost.png", "notes.txt"]),
+])
+def test_images_by_files_folders_and_patterns(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b/[1].png", "b/c/d.png", ".hidden/e.png", "b/__MACOSX/f.png"):
+        save(tmp_path / name)
+    (tmp_path / "a.png").rename(tmp_path / "A.JPG")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "b/again").symlink_to(tmp_path / "b")
+    (tmp_path / "b/lost.png").symlink_to("nowhere")
+    (tmp_path / "empty").mkdir()
+    assert find_images(given) == expected
+    for none, said in (("*.bmp", "*.bmp: no such file or folder"), ("b/x\n", r"'b/x\n': no such file or folder"),
+                       ("empty", "empty: no image in it (.png"), ("e*", "e*: no image in it")):
+        assert said in error_of(find_images, [*given, none])
