@@ -62,7 +62,8 @@ def test_every_rule_is_tried():
     ({"mask": 0.02}, GOOD), ({}, [scored(1000, ema=81.0)]), ({}, [scored(1000, raw=81.0)]),
     ({"step": 400}, [scored(400, raw_loss=2.1)]), ({"top_class_share": 0.7}, GOOD), ({"impurity": 15.0}, GOOD),
     ({"data_wait": 0.09}, GOOD), ({"impurity": None, "top_class": None, "top_class_share": None}, GOOD),
-    ({}, [*GOOD, scored(1250, ema_loss=0.5), scored(1500, ema_loss=0.32)])])
+    ({}, [*GOOD, scored(1250, ema_loss=0.5), scored(1500, ema_loss=0.32)]),
+    ({}, [scored(step, ema_loss=loss) for step, loss in enumerate((0.5, 0.5, 0.61, 0.61))])])
 def test_just_below_the_limits_nothing_is_said(line, evaluations):
     assert said([FAST | line] * 5, evaluations, run()) == {}
 

@@ -60,6 +60,7 @@ def _quote(run: Record) -> str | None:
     if not run.result:
         return None
     ema = run.result["top1"]["ema"]
+    best = ("." if ema["best"] <= ema["last"] else
+            f"; the best, {ema['best']:.2f} %, was chosen on the test images and is too high.")
     return (f"Quote the averaged weights at the last step, {ema['last']:.2f} %, or as some papers do the median of "
-            f"the last 20 evaluations, {ema['median_last_20']:.2f} %; the best, {ema['best']:.2f} %, was chosen on the "
-            "test images and is too high.")
+            f"the last 20 evaluations, {ema['median_last_20']:.2f} %{best}")
