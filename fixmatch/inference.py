@@ -120,7 +120,7 @@ def open_checkpoint(path: pathlib.Path, which: str, weights: str) -> tuple[pathl
     facts = Facts(tuple(manifest.classes), tuple(manifest.image_size), weights, manifest.step, manifest.dataset,
                   tuple(manifest.mean), tuple(manifest.std))
     generator = paddle.get_rng_state()
-    network = build_model(num_classes=len(facts.classes), **dataclasses.asdict(config.model))
+    network = build_model(num_classes=len(facts.classes), **config.model.network())
     paddle.set_rng_state(generator)
     load_weights(network, saved.part("ema" if weights == "ema" else "model"))
     return folder, facts, Classifier(network, facts)
