@@ -50,8 +50,8 @@ def before_training(config: Config, source: Source, split: Split) -> Iterator[st
 def describe_classes(found: Counts) -> str:
     """How many images each class has, in one line."""
     if len(found.labeled) <= _CLASSES_SHOWN:
-        each = ", ".join(f"{name} {labeled} + {found.test[name]}" for name, labeled in found.labeled.items())
-        return f"classes, labeled + test images: {each}"
+        each = ", ".join(f"{name}: {labeled} + {found.test[name]}" for name, labeled in found.labeled.items())
+        return f"images of each class (labeled + test): {each}"
     return (f"{len(found.labeled)} classes, with {_extremes(found.labeled)} labeled and {_extremes(found.test)} test "
             "images")
 

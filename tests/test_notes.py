@@ -7,7 +7,7 @@ import pytest
 from running import ROOT
 
 from fixmatch import notes
-from fixmatch.config import from_dict
+from fixmatch.config import from_dict, load_config, recipes
 from fixmatch.data.dataset import Dataset, Source
 from fixmatch.data.split import Split
 
@@ -24,7 +24,7 @@ def config(**sections):
 def test_the_classes_and_their_images_are_counted():
     lines = list(notes.before_training(config(), source([0, 0, 1, -1, 1], [0, 1, 1]),
                                        Split(np.array([0, 1, 2]), np.arange(5))))
-    assert lines == ["classes, labeled + test images: cat 2 + 1, dog 1 + 2",
+    assert lines == ["images of each class (labeled + test): cat: 2 + 1, dog: 1 + 2",
                      "accuracy is measured on 3 test images, 1 to 2 a class: 90 % would mean 35.8 to 99.3 % "
                      "(95 % interval)"]
 
@@ -32,6 +32,11 @@ def test_the_classes_and_their_images_are_counted():
 def test_how_many_test_images_a_class_has():
     assert "on 6 test images, 3 a class: " in notes.describe_test({"cat": 3, "dog": 3})
     assert "on 1,005 test images, 5 to 1,000 a class: " in notes.describe_test({"cat": 5, "dog": 1000})
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_no_packaged_recipe_is_too_short_for_its_averages(recipe):
+    assert notes.short_run(load_config(recipe)) is None
 
 
 def test_the_warning_that_the_documentation_shows():
@@ -49,7 +54,7 @@ def test_of_many_classes_the_extremes_are_named():
 def test_without_test_images_and_for_official_data_nothing_is_said_of_them():
     split = Split(np.array([0, 1]), np.arange(2))
     assert list(notes.before_training(config(), source([0, 1], []), split)) == [
-        "classes, labeled + test images: cat 1 + 0, dog 1 + 0"]
+        "images of each class (labeled + test): cat: 1 + 0, dog: 1 + 0"]
     assert list(notes.before_training(config(data={"name": "digits"}), source([0, 1], [0]), split)) == []
 
 

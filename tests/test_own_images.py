@@ -60,7 +60,7 @@ def test_a_run_without_a_test_folder_is_measured_on_held_out_images(place):
 
 def test_what_a_run_on_own_images_says(place):
     said = (place / "run/train.log").read_text()
-    assert "\nclasses, labeled + test images: cat 8 + 2, dog 4 + 1\n" in said
+    assert "\nimages of each class (labeled + test): cat: 8 + 2, dog: 4 + 1\n" in said
     assert "\naccuracy is measured on 3 test images, 1 to 2 a class: " in said
     assert "\nwarning: 3 steps are few for ema.decay=0.999 and model.bn_momentum=0.999: " in said
     assert " With 3 test images the EMA's is known to lie in " in said

@@ -96,7 +96,7 @@ def test_the_command_looks_measures_writes_and_never_overwrites(tmp_path, monkey
     assert cli.main(["init", "photos", "--minutes", "0.01"]) == 0
     said = capsys.readouterr().out
     for part in ("y.png: left out", "1 .heic; convert", "in another class, too: 1, such as labeled/dog/x.png and",
-                 "held out as test images", "classes, labeled + test images: cat 4 + 1, dog", "steps are few",
+                 "held out as test images", "images of each class (labeled + test): cat: 4 + 1, dog", "steps are few",
                  "\nwrote photos.yaml: ", "\ntrain with: "):
         assert part in said
     assert said.count("passed over") == 1
