@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fixmatch.config import Config
+from fixmatch.notes import fitting_share
 
 RECENT = 10  # so many lines of kind "train" are looked at
 _EARLY = 0.05  # the share of a run in which nothing is expected of pseudo-labels
@@ -68,8 +69,7 @@ def ema_far_behind(lines: Lines) -> str | None:
     span = math.inf if decay == 1 else 1 / (1 - decay)
     if lines.step < 5 * span:
         return (f"{seen}: the average reaches back some 1 / (1 - ema.decay) = {span:,.0f} steps, and step "
-                f"{lines.step:,} is too soon for it; for {total:,} steps ema.decay = {max(0.0, 1 - 10 / total):.4g} "
-                "fits")
+                f"{lines.step:,} is too soon for it; for {total:,} steps ema.decay = {fitting_share(total):g} fits")
     return f"{seen}: the raw weights still rise steeply; more train.total_steps, or a lower ema.decay"
 
 
@@ -89,7 +89,7 @@ def raw_loss_far_above(lines: Lines) -> str | None:
     return (f"raw test loss is {lines.evaluations[-1]['raw']['loss']:.1f}, training loss_x {lines.mean('loss_x'):.2f}: "
             f"batch norm's running statistics reach back 1 / (1 - model.bn_momentum) = {1 / (1 - momentum):,.0f} "
             f"steps, and step {lines.step:,} is too soon for them; for {total:,} steps model.bn_momentum = "
-            f"{max(0.0, 1 - 10 / total):.4g} fits")
+            f"{fitting_share(total):g} fits")
 
 
 def _statistics_lag(lines: Lines) -> bool:
