@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """python tools/export.py --help"""
 
 import os
