@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
+from fixmatch.runtime import arithmetic
 from fixmatch.step import TrainState
 
 STEPS = 3  # so many that momentum, schedule and average have all moved
@@ -38,8 +39,8 @@ class Recorder:
         if not self.facts:
             self._write("start", self._state(state))
         self._batch = batch
-        self._fact = {"step": step, "lr": lr, "training": {"model": state.model.training,
-                                                           "average": state.ema.average.training}}
+        self._fact = {"step": step, "lr": lr, "arithmetic": arithmetic(state.amp), "training": {
+            "model": state.model.training, "average": state.ema.average.training}}
         self._update = state.optimizer.step
 
         def update(skip=None, *args):

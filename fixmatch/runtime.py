@@ -121,6 +121,14 @@ def select_device(device: str, deterministic: bool = False) -> str:
     return paddle.device.get_device()
 
 
+def device_name() -> str:
+    """Paddle's current device and, of a GPU, its model: "cpu", or "gpu:0 NVIDIA A100-SXM4-40GB"."""
+    import paddle
+
+    device = paddle.device.get_device()
+    return f"{device} {paddle.device.cuda.get_device_name()}" if device.startswith("gpu") else device
+
+
 def mixed_precision(setting: str) -> str | None:
     """What of train.amp holds on Paddle's current device: "float16" or "bfloat16", or None for float32.
 
@@ -135,3 +143,14 @@ def mixed_precision(setting: str) -> str | None:
         raise ValueError(f"train.amp: {setting}: this GPU cannot compute in it; use off or "
                          f"{'float16' if setting == 'bfloat16' else 'a newer GPU'}")
     return setting
+
+
+def arithmetic(amp: str | None) -> str:
+    """In what convolutions and products are computed on the current device: `amp`, or "tf32" or "float32".
+
+    A GPU that has TF32 rounds the factors of float32 products to the 11 bits of float16, unless that is switched off.
+    """
+    import paddle
+
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    return amp or ("tf32" if on_gpu and paddle.base.core.get_cudnn_switch() else "float32")

@@ -18,6 +18,7 @@ from fixmatch import process
 from fixmatch.config import Config, to_dict, to_yaml
 from fixmatch.files import write_atomic
 from fixmatch.recorder import Recorder
+from fixmatch.runtime import device_name
 from fixmatch.version import versions
 
 _ROOT = process.ROOT
@@ -178,7 +179,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _fingerprint(config: Config) -> str:
-    """SHA-256 of everything the verdict depends on: source, settings, versions, processor and threads."""
+    """SHA-256 of everything the verdict depends on: source, settings, versions, processor, threads and device."""
     digest = hashlib.sha256()
     for package in ("fixmatch", "parity"):
         for file in sorted((_ROOT / package).rglob("*")):
@@ -188,5 +189,5 @@ def _fingerprint(config: Config) -> str:
     tree["model"].pop("init")  # the values of weights decide nothing here
     settings = {name: tree[name] for name in _SECTIONS}
     digest.update(json.dumps([settings, tree["data"], versions(), platform.machine(), platform.processor(),
-                              os.environ.get("OMP_NUM_THREADS")], sort_keys=True).encode())
+                              os.environ.get("OMP_NUM_THREADS"), device_name()], sort_keys=True).encode())
     return digest.hexdigest()

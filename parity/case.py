@@ -125,6 +125,19 @@ def small_case(arch: str, seed: int) -> Case:
     return Case(Config(model=SMALL[arch]), 10, seed)
 
 
+def scaled_updates(names: list[str]) -> list[dict]:
+    """Updates under the loss scale of float16, in order: {"spoiled": the parameter of which one gradient is infinite,
+    or None; "load": a state to go on from, or None; "again": whether to go on through JSON in a new scaler}.
+
+    The parameters whose gradients overflow are one that is not decayed and one that is.
+    """
+    first, last = names[0], names[-1]
+    plain = {"spoiled": None, "load": None, "again": False}
+    return [plain, {**plain, "spoiled": last}, {**plain, "again": True}, {**plain, "spoiled": first}, plain,
+            {**plain, "load": {"scale": 2.0**23, "good_steps": 1998, "skipped": 7}}, plain, {**plain, "again": True},
+            {**plain, "load": {"scale": 2.0**24, "good_steps": 1999, "skipped": 7}}]
+
+
 def loss_probes(num_classes: int, seed: int) -> dict[str, tuple]:
     """Logits to try the loss on: {name: (logits_x [B, K], targets_x [B], logits_u_w [M, K], logits_u_s [M, K])}.
 

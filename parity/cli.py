@@ -15,6 +15,7 @@ from fixmatch.data import NUM_CLASSES, DataError
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
+from fixmatch.runtime import select_device
 from fixmatch.usage import OPTIONAL
 from parity import first_steps, goldens, page, plants, prove, stages
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stage", choices=names, default="all", help="what to prove (default: all)")
     parser.add_argument("-c", "--config", type=pathlib.Path, help="whose network and hyper-parameters to use")
     parser.add_argument("-o", dest="overrides", metavar="section.key=value", nargs="+", action="extend", default=[])
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where Paddle computes; Torch stays on the "
+                        "CPU (default: runtime.device of the configuration)")
     parser.add_argument("--arch", choices=("wideresnet", "resnext"), help="another network than the configuration's: "
                         "of the published shape with -c, else a small one")
     parser.add_argument("--seeds", type=int, nargs="+",
@@ -113,7 +116,8 @@ def _run(args) -> int:
     if args.list_plants:
         print("\n".join(f"{plant.name:<36} {plant.stage:<10} {plant.what}" for plant in plants.PLANTS.values()))
         return 0
-    paddle.set_device("cpu")  # where float64 is compared; a GPU's sums differ from run to run
+    if args.write_goldens or args.mutation_score or args.recording:  # a recording is of what another process computed
+        paddle.set_device("cpu")
     if args.write_goldens:
         return _write_goldens()
     if args.mutation_score:
@@ -127,6 +131,11 @@ def _run(args) -> int:
 
 def _prove(args) -> int:
     case = _case(args)
+    runtime = case.config.runtime
+    try:
+        select_device(runtime.device, runtime.deterministic)
+    except ValueError as error:
+        raise UsageError(error) from None
     with plants.planted(args.plant):
         report = _report(args, case)
         print(report.text())
@@ -156,7 +165,8 @@ def _keep(args, report: Report) -> int:
 
 
 def _case(args) -> Case:
-    config = load_config(args.config, args.overrides) if args.config else from_dict({}, "defaults", args.overrides)
+    overrides = args.overrides + ([f"runtime.device={args.device}"] if args.device else [])
+    config = load_config(args.config, overrides) if args.config else from_dict({}, "defaults", overrides)
     arch = args.arch or config.model.arch
     if not args.config:
         if not any(o.startswith("model.") for o in args.overrides):

@@ -19,6 +19,7 @@ from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.split import Split
 from fixmatch.recorder import Recorder
+from fixmatch.runtime import arithmetic
 from parity import recording
 from parity.case import Case
 from parity.compare import Row, exact, near
@@ -29,7 +30,6 @@ from parity.small_run import short_config, small_source, training_on
 from parity.weights import paddle_to_torch
 
 LOGGED_GATE = 1e-6  # what is logged is the float32 number that was trained on, averaged over one step
-UNDECIDED = 1e-3  # logits so near to each other rank by rounding
 
 
 def rows(case: Case) -> Iterator[Row]:
@@ -86,6 +86,7 @@ def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iter
     with precision("float64"), torch.no_grad():
         state = recording.mirror(config, len(source.classes), source.mean, source.std)
         images, targets = state.normalize(source.test.images), torch.from_numpy(source.test.labels)
+        gates = recording.GATES[arithmetic(amp=None)]  # no mixed precision where test images are scored
         for part, name in (("model", "raw"), ("ema", "ema")):
             given = paddle_to_torch(recording.part(after, part))
             state.model.load_state_dict({n: torch.from_numpy(a) for n, a in given.items()})
@@ -93,9 +94,9 @@ def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iter
             logits = state.model(images)
             loss = torch.nn.functional.cross_entropy(logits, targets)
             label = f"evaluated step {line['step']} {name}"
-            yield near(f"{label}/loss", np.array(line[name]["loss"]), loss.numpy(), recording.LOSS_GATE)
+            yield near(f"{label}/loss", np.array(line[name]["loss"]), loss.numpy(), gates.loss)
             gaps = logits.sort(dim=1).values.diff(dim=1).min(dim=1).values
-            undecided = 100.0 * float((gaps < UNDECIDED).double().mean())
+            undecided = 100.0 * float((gaps < gates.undecided).double().mean())
             for k, expected in zip((1, 5), accuracy(logits, targets, (1, 5)), strict=True):
                 found = np.array(line[name][f"top{k}"])
                 apart = abs(float(found) - expected)

@@ -24,9 +24,9 @@ def html_page(report: Report) -> str:
 
 
 def _table_row(result: StageResult) -> str:
-    return (f"<tr class={'ok' if result.passed else 'bad'}><td>{result.stage}<td>{result.dtype}<td>{result.mode}"
-            f"<td>{'pass' if result.passed else 'FAIL'}<td>{len(result.rows)}<td>{result.worst.relative:.1e}"
-            f"<td>{html.escape(result.worst.tensor)}<td>{result.seconds:.2f}<td>{html.escape(result.note)}")
+    return (f"<tr class={'ok' if result.passed else 'bad'}><td>{result.stage}<td>{result.device}<td>{result.dtype}"
+            f"<td>{result.mode}<td>{'pass' if result.passed else 'FAIL'}<td>{len(result.rows)}"
+            f"<td>{result.worst.relative:.1e}<td>{html.escape(result.worst.tensor)}<td>{result.seconds:.2f}<td>{html.escape(result.note)}")
 
 
 def _first_divergence(failure: StageResult) -> str:
@@ -100,7 +100,8 @@ svg {{ width: 100%; font-size: 11px }} .grid {{ stroke: #e4e8ec }} .stage {{ str
 .noise {{ fill: #f0a020 }}
 </style>
 <h1 class="{tone}">{verdict}</h1><p>{about}</p>
-<table><tr><th>stage<th>dtype<th>mode<th>verdict<th>tensors<th>worst<th>its tensor<th>seconds<th>note</tr>{rows}</table>
+<table><tr><th>stage<th>device<th>dtype<th>mode<th>verdict<th>tensors<th>worst<th>its tensor<th>seconds<th>note</tr>
+{rows}</table>
 <h2>Relative error of every tensor</h2>
 <p>Blue: measured; red dots are over their gate. Red line: the gate of tensors in float64; each tensor of a stage in
 float32 has a gate of its own. Orange: float32 noise of the reference itself, where it was measured.</p>

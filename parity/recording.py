@@ -12,6 +12,7 @@ B labeled images, M = mu * B unlabeled ones, K classes.
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,16 +26,28 @@ from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
 from parity.weights import paddle_to_torch
 
-# Largest allowed error of a tensor in float32, relative to what the row compares it with: about ten times the worst of
-# clean runs of both networks.
-LOSS_GATE = 1e-4
-GRADIENT_GATE = {"wideresnet": 0.2, "resnext": 1e-2}  # relative L2
-STATISTIC_GATE = 1e-2  # of what a step adds to the running statistics, a thousandth of their size
+
+class Gates(NamedTuple):
+    """Largest allowed errors of what a forward and backward pass gives, relative to what a row compares it with."""
+
+    loss: float
+    gradient: dict[str, float]  # relative L2, by architecture
+    statistic: float  # of what a step adds to the running statistics, a thousandth of their size
+    undecided: float  # confidences so near to the threshold, and logits so near to each other, decide by rounding
+
+
+# By the run's arithmetic. In float32 about ten times the worst of clean runs of both networks. For the others no GPU
+# was at hand: they follow the Torch mirror's own errors under autocast on a CPU, over six seeds of both networks.
+GATES = {"float32": Gates(1e-4, {"wideresnet": 0.2, "resnext": 1e-2}, 1e-2, 1e-3),
+         "float16": Gates(2e-2, {"wideresnet": 0.5, "resnext": 0.1}, 2e-2, 5e-2),
+         "bfloat16": Gates(0.2, {"wideresnet": 0.8, "resnext": 0.5}, 0.1, 0.2)}
+GATES["tf32"] = GATES["float16"]
+
+# On what an update makes of gradients, which is always computed in float32: ten times the worst of clean runs.
 UPDATE_GATE = 1e-2  # of what a step adds to a weight, which float32 keeps with some 3 digits
 MOMENTUM_GATE = 1e-5
 AVERAGE_GATE = 4e-6
 MOST_ELEMENTS = 2.5e8  # of all activations of a step in float64: 2 GB
-UNDECIDED = 1e-3  # confidences so near to the threshold, and logits so near to each other, decide by rounding
 
 
 def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forward: bool = True) -> Iterator[Row]:
@@ -86,36 +99,36 @@ def _step_rows(label: str, state, config: Config, before: dict, after: dict, fac
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     _load(state, before, lr)
     if forward and _elements(state.model, _batch_shape(after)) <= MOST_ELEMENTS:
-        yield from _forward_rows(label, state, config, before, after, fact["skipped"])
+        yield from _forward_rows(label, state, config, before, after, fact)
     yield from _update_rows(label, state, config, before, after, fact["skipped"])
 
 
-def _forward_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
+def _forward_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict) -> Iterator[Row]:
     """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
     out."""
-    found = part(after, "losses")
-    losses = _joint_losses(state, config, after)
+    found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
+    losses = _joint_losses(state, config, after, gates.undecided)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
-        yield near(f"{label} losses/{name}", found[name], _array(losses[name]), LOSS_GATE, floor=1.0)
+        yield near(f"{label} losses/{name}", found[name], _array(losses[name]), gates.loss, floor=1.0)
     for name in ("mask", "pseudo_labels"):
         decided = _array(losses[f"{name} decided"])
         yield exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
             decided, _array(losses[name]), 0).astype(found[name].dtype))
     ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
-    for name in [] if skipped else [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
-        gate = GRADIENT_GATE[config.model.arch]
+    for name in [] if fact["skipped"] else [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
+        gate = gates.gradient[config.model.arch]
         yield near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
     old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
     for name, buffer in state.model.named_buffers():
         if not name.endswith("num_batches_tracked"):
             moved = _array(buffer) - old[name]
             rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
-            yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, STATISTIC_GATE,
-                        floor=rounding / STATISTIC_GATE)
+            yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, gates.statistic,
+                        floor=rounding / gates.statistic)
 
 
-def _joint_losses(state, config: Config, after: dict) -> dict:
+def _joint_losses(state, config: Config, after: dict, undecided: float) -> dict:
     """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides."""
     batch, found = part(after, "batch"), part(after, "losses")
     ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
@@ -129,7 +142,7 @@ def _joint_losses(state, config: Config, after: dict) -> dict:
     logits_x, logits_u_w, logits_u_s = logits.split([len(batch["x"]), len(batch["u_w"]), len(batch["u_s"])])
     confidence, labels, mask = mirror_losses.pseudo_label(logits_u_w, ssl.threshold, ssl.temperature)
     best, second = logits_u_w.detach().topk(2, dim=1).values.T
-    clear_label, clear_mask = best - second > UNDECIDED, (confidence - ssl.threshold).abs() > UNDECIDED
+    clear_label, clear_mask = best - second > undecided, (confidence - ssl.threshold).abs() > undecided
     labels = torch.where(clear_label, labels, torch.from_numpy(found["pseudo_labels"]))
     mask = torch.where(clear_mask, mask, torch.from_numpy(found["mask"]).to(mask.dtype))
     loss_x = torch.nn.functional.cross_entropy(logits_x, targets)

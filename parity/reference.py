@@ -1,15 +1,16 @@
 """The Torch side of every stage: the mirror, driven as parity/subject.py drives the trainer, with the same trace."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
 import torch
 
-from parity.case import IDLE, Case, loss_probes
+from parity.case import IDLE, Case, loss_probes, scaled_updates
 from parity.compare import Trace
-from parity.mirror import ema, evaluation, losses, schedule
+from parity.mirror import ema, evaluation, losses, scaler, schedule
 from parity.mirror import step as algorithm
 from parity.mirror.normalize import Normalize
 
@@ -214,6 +215,31 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
             algorithm.update(state, surrogate)
             yield f"round {i} momentum", _named(state.optimizer.momentum_buffers().items())
             yield f"round {i} weights", _named(parameters.items())
+
+
+def scaler_alone(case: Case, dtype: str) -> Trace:
+    """The mirror's update under its loss scaler of float16, on given gradients of which some are infinite."""
+    with precision(dtype):
+        state = _build(case)
+        state.scaler = scaler.LossScaler()
+        parameters = {n: p for n, p in state.model.named_parameters() if n not in IDLE}
+        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        for i, wanted in enumerate(scaled_updates(list(parameters))):
+            if wanted["again"]:
+                saved, state.scaler = json.dumps(state.scaler.state()), scaler.LossScaler()
+                state.scaler.load_state(json.loads(saved))
+            if wanted["load"]:
+                state.scaler.load_state(wanted["load"])
+            gradients = case.weights(shapes, 0.1, salt=f"scaled gradient {i}")
+            if wanted["spoiled"]:
+                gradients[wanted["spoiled"]].flat[0] = np.inf
+            algorithm.update(state, sum((p * torch.from_numpy(gradients[n]).to(p.dtype)).sum()
+                                        for n, p in parameters.items()))
+            yield f"update {i} scaler", {n: np.array(value) for n, value in state.scaler.state().items()}
+            yield f"update {i} schedule", {"lr": np.array(state.scheduler.get_last_lr()[0])}
+            yield f"update {i} momentum", _named(state.optimizer.momentum_buffers().items())
+            yield f"update {i} weights", _named(parameters.items())
+            yield f"update {i} ema", _named(dict(state.ema.average.named_parameters()).items())
 
 
 def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], points: list[int]) -> Trace:

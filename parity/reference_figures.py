@@ -25,7 +25,7 @@ from fixmatch.data.augment import randaugment
 from fixmatch.data.loader import Batch
 from parity import published
 from parity.case import Case
-from parity.compare import GATE, Row, compare_tensor
+from parity.compare import Row, compare_tensor, float64_gate
 from parity.goldens import GoldenError
 from parity.reference_production import Production
 
@@ -215,7 +215,7 @@ def digest(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def compare_digest(tensor: str, ours: np.ndarray, reference: np.ndarray) -> Row:
-    """One row of two digests at GATE: the largest magnitude over itself, norm and sums over the norm.
+    """One row of two digests at the gate: the largest magnitude over itself, norm and sums over the norm.
 
     A sum with random signs is off by the norm of the difference, in the root of the mean square, so this compares
     norms of difference and array: for a fault that is spread over the array as its values are, as strict as comparing
@@ -227,5 +227,5 @@ def compare_digest(tensor: str, ours: np.ndarray, reference: np.ndarray) -> Row:
         return Row(tensor, np.inf, np.inf, False, "NaN or infinity", ours, reference)
     scale = np.array([reference[0], *[reference[1]] * 5])
     absolute, relative = np.abs(ours - reference), float((np.abs(ours - reference) / scale).max())
-    values = (None, None) if relative <= GATE else (ours, reference)
-    return Row(tensor, float(absolute.max()), relative, relative <= GATE, "", *values)
+    values = (None, None) if relative <= float64_gate() else (ours, reference)
+    return Row(tensor, float(absolute.max()), relative, relative <= float64_gate(), "", *values)

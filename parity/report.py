@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from fixmatch import version
-from parity.compare import GATE, LATER_GATE, gate_of
+from parity.compare import float64_gate, gate_of
 from parity.stages import StageResult, first_failure
 
 # Differences from the reference that are known, harmless and accepted. There is none.
@@ -45,20 +45,22 @@ class Report:
         rows = [row for result in exact for row in result.rows]
         total = sum(len(r.rows) for r in self.results)
         count = len(DECLARED_DEVIATIONS)
-        later = f", {LATER_GATE:.0e} after 3 steps" if any(gate_of(row.tensor) > GATE for row in rows) else ""
-        worst = f"worst {max(r.relative for r in rows):.1e} (gate {GATE:.0e}{later}), " if rows else ""
+        widest = max((gate_of(row.tensor) for row in rows), default=0.0)
+        later = f", {widest:.0e} after 3 steps" if widest > float64_gate() else ""
+        worst = f"worst {max(r.relative for r in rows):.1e} (gate {float64_gate():.0e}{later}), " if rows else ""
         return (f"PARITY PASS {total}/{total} tensors, {worst}{count} declared deviation{'s' * (count != 1)}, "
                 f"{self.seconds:.1f} s{self.aside}")
 
     def text(self) -> str:
         """Verdict, table, first failure."""
         lines = [self.verdict(), f"{self.subject}; against {self.against}; {versions_line()}", "",
-                 f"{'stage':<10} {'dtype':<8} {'mode':<11} {'verdict':<8} {'tensors':>7}  {'worst':>8}  {'seconds':>7}"]
+                 f"{'stage':<10} {'device':<6} {'dtype':<8} {'mode':<11} {'verdict':<8} {'tensors':>7}  {'worst':>8}  "
+                 f"{'seconds':>7}"]
         for r in self.results:
             worst = f"{r.worst.relative:8.1e}" if r.rows else "       -"
             verdict = "pass" if r.passed else "FAIL"
-            lines.append(f"{r.stage:<10} {r.dtype:<8} {r.mode:<11} {verdict:<8} {len(r.rows):>7}  {worst}  "
-                         f"{r.seconds:>7.2f}  {r.note}".rstrip())
+            lines.append(f"{r.stage:<10} {r.device:<6} {r.dtype:<8} {r.mode:<11} {verdict:<8} {len(r.rows):>7}  "
+                         f"{worst}  {r.seconds:>7.2f}  {r.note}".rstrip())
         failure = self.first_failure()
         if failure is not None and failure.first_divergence is not None:
             row = failure.first_divergence
@@ -72,7 +74,7 @@ class Report:
         """All of it but the single tensors, ready for json.dumps."""
         return {"verdict": self.verdict(), "passed": self.passed, "seconds": round(self.seconds, 3),
                 "aside": self.aside, "against": self.against, "subject": self.subject, "versions": versions(),
-                "gate": GATE, "declared_deviations": list(DECLARED_DEVIATIONS),
+                "gate": float64_gate(), "declared_deviations": list(DECLARED_DEVIATIONS),
                 "stages": [_stage_json(r) for r in self.results]}
 
 
@@ -87,7 +89,7 @@ def versions_line() -> str:
 
 def _stage_json(result: StageResult) -> dict:
     row, worst = result.first_divergence, result.worst if result.rows else None
-    return {"stage": result.stage, "dtype": result.dtype, "mode": result.mode,
+    return {"stage": result.stage, "device": result.device, "dtype": result.dtype, "mode": result.mode,
             "verdict": "pass" if result.passed else "fail", "tensors": len(result.rows),
             "worst": None if worst is None else {
                 "tensor": worst.tensor, "abs": _finite(worst.absolute), "rel": _finite(worst.relative)},

@@ -1,5 +1,6 @@
 """The table of stages: what each one proves, in the order of diagnosis, and how one of them is run."""
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,19 +8,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import paddle
 
 from fixmatch.data import DataError
 from parity import augment, batches, goldens, operators, published, ranks, reference_figures, resume, subject
-from parity.case import Case
+from parity.case import SMALL, Case
 from parity.compare import Row, Trace, compare, compare_tensor, raised
 from parity.hints import hint_for
 
 # What runs before training, in two processes: in float64 and on one thread, and as the run trains.
 EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "metric", "loss", "backward", "optimizer",
-         "ema", "resume", "convert")
+         "ema", "scaler", "resume", "convert")
 AS_IT_TRAINS = ("operators", "run")
 SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "metric", "loss",
-              "backward", "optimizer", "ema", "run", "resume", "convert")
+              "backward", "optimizer", "ema", "scaler", "run", "resume", "convert")
+ON_THE_CPU = ("config", "schedule", "augment", "data", "ranks")  # wherever the run trains
 END_TO_END = ("run", "resume", "convert", "ranks")
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
@@ -78,6 +81,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("backward", "train", *_both_sides("train", lambda case: ({0: ("losses", "gradients")},))),
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
+        compared("scaler", "train", *map(_on_a_small_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
         Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
         Stage("resume", "train", "float32", resume.rows, needs_torch=False),
@@ -109,6 +113,12 @@ def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case:
     return ours, theirs
 
 
+def _on_a_small_network(side: Callable[[Case], Trace]) -> Callable[[Case], Trace]:
+    """This side of a stage that does not depend on the network, on a small one."""
+    return lambda case: side(dataclasses.replace(case, config=dataclasses.replace(
+        case.config, model=SMALL[case.config.model.arch])))
+
+
 def _schedule_probe(case: Case) -> tuple:
     """(steps, warm-up) of the run itself and of two short schedules, and percents of them to look at."""
     settings = [(case.config.train.total_steps, case.config.optim.warmup_steps), (1000, 0), (100, 10)]
@@ -136,6 +146,7 @@ class StageResult:
     first_divergence: Row | None = None
     hint: str = ""
     note: str = ""
+    device: str = field(default_factory=paddle.device.get_device)  # that Paddle computed on
 
     @property
     def passed(self) -> bool:
@@ -219,6 +230,8 @@ def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_goi
     """
     started = time.perf_counter()
     result = StageResult(stage.name, stage.dtype, stage.mode)
+    if stage.name in ON_THE_CPU:
+        result.device = "cpu"
     for row in _guarded(stage.rows(case) if reference is None else compare(stage.ours(case), reference)):
         _note(result, row)
         if not (row.passed or keep_going):

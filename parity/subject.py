@@ -1,18 +1,19 @@
 """The Paddle side of every stage: the production code itself, watched, yielding a trace under Torch's names."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
 import paddle
 
-from fixmatch import evaluation, losses, schedule
+from fixmatch import evaluation, losses, scaler, schedule
 from fixmatch import step as algorithm
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
-from parity.case import IDLE, Case, loss_probes
+from parity.case import IDLE, Case, loss_probes, scaled_updates
 from parity.compare import Trace
 from parity.weights import paddle_to_torch, torch_to_paddle
 
@@ -224,6 +225,31 @@ def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
             algorithm.update(state, surrogate)
             yield f"round {i} momentum", _momentum(state, case)
             yield f"round {i} weights", _named(parameters.items())
+
+
+def scaler_alone(case: Case, dtype: str) -> Trace:
+    """The production update under the loss scaler of float16, on given gradients of which some are infinite."""
+    with precision(dtype):
+        state = _build(case)
+        state.scaler = scaler.LossScaler()
+        parameters = {n: p for n, p in state.model.named_parameters() if n not in IDLE}
+        shapes = {n: a.shape for n, a in _named(parameters.items()).items()}
+        for i, wanted in enumerate(scaled_updates(list(parameters))):
+            if wanted["again"]:
+                saved, state.scaler = json.dumps(state.scaler.state()), scaler.LossScaler()
+                state.scaler.load_state(json.loads(saved))
+            if wanted["load"]:
+                state.scaler.load_state(wanted["load"])
+            gradients = torch_to_paddle(case.weights(shapes, 0.1, salt=f"scaled gradient {i}"))
+            if wanted["spoiled"]:
+                gradients[wanted["spoiled"]].flat[0] = np.inf
+            algorithm.update(state, sum((p * paddle.to_tensor(gradients[n], dtype=p.dtype)).sum()
+                                        for n, p in parameters.items()))
+            yield f"update {i} scaler", {n: np.array(value) for n, value in state.scaler.state().items()}
+            yield f"update {i} schedule", {"lr": np.array(state.scheduler.get_lr())}
+            yield f"update {i} momentum", _momentum(state, case)
+            yield f"update {i} weights", _named(parameters.items())
+            yield f"update {i} ema", _named(dict(state.ema.average.named_parameters()).items())
 
 
 def learning_rate(case: Case, dtype: str, settings: list[tuple[int, int]], points: list[int]) -> Trace:

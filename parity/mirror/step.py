@@ -13,6 +13,7 @@ from parity.mirror.losses import FixMatchLoss, fixmatch_loss
 from parity.mirror.models import build_model
 from parity.mirror.normalize import Normalize
 from parity.mirror.optimizer import TwoGroupSGD
+from parity.mirror.scaler import LossScaler
 from parity.mirror.schedule import build_scheduler
 
 
@@ -25,6 +26,7 @@ class TrainState:
     optimizer: TwoGroupSGD
     scheduler: torch.optim.lr_scheduler.LRScheduler
     normalize: Normalize
+    scaler: LossScaler | None = None  # of float16 alone
 
 
 def interleave(x, size: int):
@@ -54,11 +56,21 @@ def train_step(state: TrainState, batch, ssl) -> FixMatchLoss:
 
 def update(state: TrainState, loss) -> None:
     """Gradients, then in the reference's order: optimizer, schedule, EMA, clear."""
-    loss.backward()
-    state.optimizer.step()
+    skip = backward(state, loss)
+    if not skip:
+        state.optimizer.step()
     state.scheduler.step()
     state.ema.update()
     state.model.zero_grad()
+
+
+def backward(state: TrainState, loss) -> bool:
+    """The gradients of the loss. Returns whether they overflowed."""
+    if state.scaler is None:
+        loss.backward()
+        return False
+    state.scaler.scaled(loss).backward()
+    return state.scaler.unscale(state.model.parameters())
 
 
 def build_state(config, num_classes: int, mean, std) -> TrainState:

@@ -19,7 +19,7 @@ from fixmatch import kernels, runtime
 from fixmatch.kernels import openmp
 from fixmatch.models import layers
 from parity.case import Case
-from parity.compare import Row, raised
+from parity.compare import ROUNDOFF, Row, raised
 from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.kinds import pairs
@@ -113,6 +113,5 @@ def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tupl
 
 
 def _roundoff(amp: str | None) -> float:
-    """Of one operation in the run: float16 has 11 bits, as have the products of float32 numbers in TF32; bfloat16 8."""
-    tf32 = paddle.device.get_device().startswith("gpu") and paddle.base.core.get_cudnn_switch()
-    return 2**-8 if amp == "bfloat16" else 2**-11 if amp or tf32 else 2**-24
+    """Of one operation in the run."""
+    return ROUNDOFF[runtime.arithmetic(amp)]

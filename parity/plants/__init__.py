@@ -24,12 +24,13 @@ from parity.plants import (
     recipes,
     reference,
     resume,
+    scaler,
 )
 from parity.plants.plant import Plant
 
 _KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "ema": ema, "evaluation": evaluation,
           "data": data, "batches": batches, "kernels": kernels, "loop": loop, "resume": resume, "convert": convert,
-          "ranks": ranks, "recipes": recipes, "reference": reference}
+          "ranks": ranks, "recipes": recipes, "reference": reference, "scaler": scaler}
 
 PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
                             for kind, module in _KINDS.items() for plant in module.PLANTS}

@@ -85,3 +85,12 @@ def test_every_entrance_has_one_order_of_summation():
     command = [sys.executable, "-c", "import os, parity; print(os.environ['OMP_NUM_THREADS'])"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_the_device_is_chosen_and_said(prove, capsys):
+    code, found = prove("--stage", "loss", "--device", "cpu")
+    assert (code, [stage["device"] for stage in found["stages"]]) == (0, ["cpu"])
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[3:]] == [
+        ["stage", "device", "dtype"], ["loss", "cpu", "float64"]]
+    assert cli.main(["--stage", "loss", "--device", "gpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: runtime.device: gpu: this Paddle build or machine has none")

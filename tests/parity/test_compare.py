@@ -1,9 +1,12 @@
 """Comparing fails closed: on a shape, a dtype, a NaN, a missing section or tensor."""
 
+import json
+
 import numpy as np
+import paddle
 import pytest
 
-from parity.compare import compare, compare_tensor
+from parity.compare import compare, compare_tensor, near
 
 
 def test_compare_tensor_fails_closed():
@@ -24,14 +27,29 @@ def test_compare_tensor_fails_closed():
 
 
 def test_the_gate_is_wider_after_three_free_running_steps():
-    one, near = np.ones(2), np.array([1, 1 + 5e-11])
+    one, off = np.ones(2), np.array([1, 1 + 5e-11])
     sections = ["round 5 ema", "step 2 losses", "step 3 losses", "step 10 ema"]
-    rows = compare(((s, {"a": near}) for s in sections), ((s, {"a": one}) for s in sections))
+    rows = compare(((s, {"a": off}) for s in sections), ((s, {"a": one}) for s in sections))
     assert [row.passed for row in rows] == [False, False, True, True]
-    assert not next(compare([("step 3 losses", {"a": near + 1e-10})], [("step 3 losses", {"a": one})])).passed
+    assert not next(compare([("step 3 losses", {"a": off + 1e-10})], [("step 3 losses", {"a": one})])).passed
 
 
 def test_compare_fails_on_a_section_that_one_side_lacks():
     one, two = [("a", {"x": np.ones(1)})], [("a", {"x": np.ones(1)}), ("b", {"x": np.ones(1)})]
     assert not all(row.passed for row in compare(one, two))
     assert not all(row.passed for row in compare(two, one))
+
+
+def test_a_gpu_has_a_gate_of_its_own(monkeypatch):
+    one, off = np.ones(2), np.array([1, 1 + 5e-10])
+    for device, passes in (("cpu", False), ("gpu:0", True)):
+        monkeypatch.setattr(paddle.device, "get_device", lambda device=device: device)
+        assert compare_tensor("t", off, one).passed == passes
+        assert next(compare([("step 3 losses", {"a": off})], [("step 3 losses", {"a": one})])).passed == passes
+        assert not compare_tensor("t", np.array([1, 1 + 5e-9]), one).passed
+
+
+def test_figures_of_a_row_are_numbers_that_json_has():
+    """A floor may be a float32, as finfo gives it."""
+    row = near("t", np.float32([1e-9]), np.float32([0.0]), 1.0, floor=np.finfo(np.float32).eps * 4)
+    assert json.dumps([row.absolute, row.relative]) == f"[{row.absolute}, {row.relative}]"

@@ -7,7 +7,7 @@ import pytest
 from running import ROOT
 
 MIRRORED = ("models/__init__.py", "models/layers.py", "models/wideresnet.py", "models/resnext.py", "losses.py",
-            "optimizer.py", "schedule.py", "ema.py", "normalize.py", "evaluation.py", "step.py")
+            "optimizer.py", "schedule.py", "ema.py", "normalize.py", "evaluation.py", "scaler.py", "step.py")
 
 
 RENAMED = {"Conv2d": "Conv2D", "BatchNorm2d": "BatchNorm2D", "momentum_buffers": "state"}

@@ -81,7 +81,7 @@ def test_a_supervised_run_passes_from_end_to_end():
 def test_stages_stand_in_the_order_of_diagnosis():
     """In the order of the design, whichever of them there are."""
     order = ["reference", "config", "schedule", "augment", "data", "operators", "forward", "metric", "loss", "backward",
-             "optimizer", "ema", "train", "run", "resume", "convert", "ranks"]
+             "optimizer", "ema", "scaler", "train", "run", "resume", "convert", "ranks"]
     names = list(stages.stages())
     assert names == [name for name in order if name in names]
     assert set(stages.SELF_CHECK) <= set(names)
