@@ -1,13 +1,14 @@
 """The plots of a report. Each draws on the matplotlib axes that it is given; `svg` and `png` make files of them."""
 
 import contextlib
+import functools
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -61,17 +62,18 @@ def _style(ground: str) -> Iterator[None]:
         "legend.facecolor": back, "legend.edgecolor": grid, "axes.grid": True, "axes.axisbelow": True,
         "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
         "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "font.size": 10,
-        "font.family": list(_FONTS), "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "fixmatch",
+        "font.family": _fonts(), "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "fixmatch",
         "text.parse_math": False}
-    fonts = logging.getLogger("matplotlib.font_manager")
-    level = fonts.level
-    fonts.setLevel(logging.ERROR)  # it lists every font of _FONTS that this machine does not have
-    try:
-        with matplotlib.rc_context(style), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            yield
-    finally:
-        fonts.setLevel(level)
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Those of _FONTS that this machine has: each of the others would be looked for at every text."""
+    installed = set(font_manager.get_font_names())
+    return [name for name in _FONTS if name in installed]
 
 
 # --- curves over the steps
