@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 
-from fixmatch.config import Config, ConfigError
+from fixmatch.config import Config
 from fixmatch.runtime import NO_PADDLE, has_paddle
 from fixmatch.settings import meant, suggest
 from fixmatch.usage import OPTIONAL, command
@@ -74,24 +74,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(run) -> int:
     """Calls `run`, and turns what it raises into one line on standard error and the code that it returns."""
-    from fixmatch.checkpoint import CheckpointError
-    from fixmatch.data import DataError
-    from fixmatch.metrics import NonFinite
-    from fixmatch.run import Interrupted, SelfCheckFailed
+    from fixmatch.run import EXIT_CODES, Interrupted
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools set another one while modules load
     try:
         return run()
-    except (ConfigError, DataError, CheckpointError) as error:
-        return fail(error, 2)
-    except SelfCheckFailed as error:
-        return fail(error, 3)
-    except NonFinite as error:
-        return fail(error, 4)
-    except Interrupted:  # the run has said it
-        return 130
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+    except Interrupted as error:  # the run has said it
+        return EXIT_CODES[type(error)]
+    except tuple(EXIT_CODES) as error:
+        code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return fail(str(error) or "interrupted", code)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise

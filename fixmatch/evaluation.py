@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+from fixmatch import distributed
 from fixmatch.data.dataset import Dataset
 from fixmatch.losses import cross_entropy
 from fixmatch.normalize import to_device
@@ -28,9 +29,19 @@ class Scores:
 
 
 def evaluate(model, normalize, data: Dataset, batch_size: int) -> Scores:
-    """Scores `model` on all of `data`, the last partial batch included."""
-    logits, losses = predict(model, normalize, data, batch_size)
-    return score(logits, data.labels, losses)
+    """Scores `model` on all of `data`, the last partial batch included.
+
+    Ranks that train together share the batches of one process among them, and all return its scores: their `model` must
+    hold the same weights and running statistics.
+    """
+    ranks, batches = distributed.world_size(), -(-len(data) // batch_size)
+    share = -(-batches // ranks) * batch_size  # images a rank; behind the last image nothing counts
+    first = min(distributed.rank() * share if ranks > 1 else 0, (batches - 1) * batch_size)
+    mine = slice(first, first + share)
+    logits, losses = predict(model, normalize, Dataset(data.images[mine], data.labels[mine]), batch_size)
+    found = np.column_stack([logits, losses])
+    found = distributed.gather(np.pad(found, ((0, share - len(found)), (0, 0))))[:len(data)]
+    return score(found[:, :-1], data.labels, found[:, -1])
 
 
 @paddle.no_grad()

@@ -16,6 +16,9 @@ from fixmatch.runfolder import provenance
 from fixmatch.settings import value_of
 from fixmatch.starting_point import StartingPoint
 
+# Keys that may differ from machine to machine, beside paths: rank 0's count, or they do not change what is trained.
+_LOCAL = ("run.name", "data.download", "data.max_broken", "parity.", "runtime.")
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -29,8 +32,25 @@ class Inputs:
     manifest: Manifest  # what is known of this run before its first step
 
 
+def shared_facts(config: Config) -> dict[str, object]:
+    """Settings and versions that have to be the same on all ranks."""
+    settings = {name: value_of(config, name) for name, entry in KEYS.items()
+                if not entry.metadata["path"] and not name.startswith(_LOCAL)}
+    return settings | {f"version of {name}": version for name, version in provenance()["versions"].items()}
+
+
+def data_facts(inputs: Inputs) -> dict[str, object]:
+    """What of the data has to be the same on all ranks."""
+    parts = {name: getattr(inputs.source, name) for name in ("train", "test")}
+    images = {f"{name} {what}": getattr(part, what) for name, part in parts.items() for what in ("images", "labels")}
+    return {"the classes": inputs.source.classes, "the images and labels": distributed.digest(images),
+            "mean and std": (inputs.source.mean, inputs.source.std), "the split": inputs.split.sha256()}
+
+
 def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inputs:
     """Reads all of it, on every rank. Raises ConfigError, DataError or CheckpointError.
+
+    The run folder is rank 0's, which gives the other ranks the checkpoint and the split: they may see no common disk.
 
     Args:
         resume: whether to go on from the checkpoint in the run folder, if there is one.
@@ -38,13 +58,12 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
     folder = pathlib.Path(config.run.dir)
     if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
         folder = folder.resolve()
-    source = read_data(config, rank)
-    latest = folder / "checkpoints" / "latest"
-    saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
-    try:
-        split = choose_split(config, source, folder / "split.json" if saved else None)
-    except DataError as error:
-        raise DataError(f"{error}{_way_on(folder) if saved else ''}") from None
+    source = read_data(config)
+    saved = split = None
+    if rank == 0:
+        saved, split = _saved_and_split(config, source, folder, resume)
+    if world_size > 1:
+        saved, split = _of_rank_0(saved, split)
     start = starting_point.read(config.model) if config.model.init and not saved else None
     origin = start.facts if start else saved.manifest.provenance.get("init") if saved else None
     manifest = Manifest(
@@ -56,15 +75,29 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
     return Inputs(folder, source, split, saved, start, manifest)
 
 
-def read_data(config: Config, rank: int = 0) -> Source:
+def _saved_and_split(config: Config, source: Source, folder: pathlib.Path,
+                     resume: bool) -> tuple[Checkpoint | None, Split]:
+    latest = folder / "checkpoints" / "latest"
+    saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
+    try:
+        return saved, choose_split(config, source, folder / "split.json" if saved else None)
+    except DataError as error:
+        raise DataError(f"{error}{_way_on(folder) if saved else ''}") from None
+
+
+def read_data(config: Config) -> Source:
     """The data set of `config`; the other ranks wait for rank 0, which may have to download it. Raises DataError."""
-    if rank > 0:
-        distributed.barrier()
-    source = load_source(config.data)
-    if rank == 0:
-        distributed.barrier()
+    source = distributed.in_turn(lambda: load_source(config.data))
     flip = config.augment.flip
     return source if flip is None else dataclasses.replace(source, flip=flip)
+
+
+def _of_rank_0(saved: Checkpoint | None, split: Split | None) -> tuple[Checkpoint | None, Split]:
+    """The checkpoint and the split that rank 0 has, on every rank."""
+    facts = distributed.exchange(saved and saved.manifest.to_json())[0]
+    arrays = distributed.of_rank_0(saved and saved.arrays)
+    parts = distributed.of_rank_0(split and {"labeled": split.labeled, "unlabeled": split.unlabeled})
+    return facts and Checkpoint(arrays, Manifest.from_json(facts)), Split(**parts)
 
 
 def choose_split(config: Config, source: Source, recorded: pathlib.Path | None = None) -> Split:

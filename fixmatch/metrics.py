@@ -8,6 +8,7 @@ import math
 import numpy as np
 import paddle
 
+from fixmatch import distributed
 from fixmatch.normalize import to_device
 
 # Of one step: losses, and fractions of the unlabeled images: confident, of known class, rightly pseudo-labeled, both
@@ -35,7 +36,7 @@ def row_of(losses, batch):
 
 
 class Window:
-    """The rows of the steps since the last line of the log.
+    """The rows of the steps since the last line of the log, each the mean over the ranks.
 
     Args:
         keeps: whether rows are kept for averages; without it they are only checked to be finite.
@@ -51,18 +52,23 @@ class Window:
         self.pending.append((step, row_of(losses, batch)))
 
     def flush(self) -> None:
-        """Fetches the rows of all steps so far. Raises NonFinite at the first loss that is not a number."""
+        """Fetches the rows of all steps so far, of all ranks, which have to call this after the same steps.
+
+        Raises NonFinite on every rank at the first loss of any rank that is not a number.
+        """
         if not self.pending:
             return
-        fetched = paddle.stack([row for _, row in self.pending]).numpy()
-        steps = [step for step, _ in self.pending]
+        ranks, steps = distributed.world_size(), [step for step, _ in self.pending]
+        fetched = distributed.gather(paddle.stack([row for _, row in self.pending]).numpy())
+        by_rank = fetched.reshape(ranks, len(steps), len(COLUMNS))
         self.pending.clear()
-        for step, row in zip(steps, fetched, strict=True):
-            for name, value in zip(COLUMNS[:3], row[:3].tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise NonFinite(f"{name} is {value} at step {step}")
+        for step, rows in zip(steps, by_rank.swapaxes(0, 1), strict=True):
+            for rank, row in enumerate(rows):
+                for name, value in zip(COLUMNS[:3], row[:3].tolist(), strict=True):
+                    if not math.isfinite(value):
+                        raise NonFinite(f"{name} is {value} at step {step}{f' on rank {rank}' if ranks > 1 else ''}")
         if self.keeps:
-            self.rows.extend(fetched)
+            self.rows.extend(by_rank.mean(axis=0))
 
     def averages(self) -> dict[str, float | None]:
         """Means over the rows; impurity is the percentage of wrong labels among the confident ones.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from fixmatch import distributed
 from fixmatch.config import Config, to_dict
 from fixmatch.curves import RESULTS, late, points
 from fixmatch.diagnosis import RECENT, diagnose
@@ -27,7 +28,7 @@ _PATIENCE = 30.0  # seconds between plain lines, where log_every steps take long
 
 
 class Monitor:
-    """Of rank 0; other ranks keep one with `folder` None, which only checks that the losses are finite.
+    """Of rank 0; other ranks keep one with `folder` None, which gives rank 0 their losses.
 
     Args:
         folder: the run folder.
@@ -72,8 +73,8 @@ class Monitor:
             self.bar.update(1)
         now = time.perf_counter()
         line_due = step % self.log_every == 0 or step == self.first_step + 1
-        bar_due = self.bar is not None and now - self.shown > _REFRESH
-        if line_due or bar_due or now - self.shown > _PATIENCE:
+        late = now - self.shown > (_REFRESH if self.bar is not None else _PATIENCE)
+        if line_due or distributed.anywhere(late):
             self.window.flush()
             self.shown = time.perf_counter()
             if self.folder is not None:
@@ -123,6 +124,8 @@ class Monitor:
 
     def record_evaluation(self, step: int, found: dict, top1: dict) -> None:
         """Keeps {"raw": Scores, "ema": Scores} of a step, and says them beside the best so far."""
+        if self.folder is None:
+            return
         self._write({"kind": "eval", "step": step, **{name: scores.to_dict() for name, scores in found.items()}})
         LOGGER.info(f"eval {step}/{self.total_steps}  {describe(found)}  |  EMA best {top1['ema']['best']:.2f} %, "
                     f"mean of last 20 {top1['ema']['mean_last_20']:.2f} %")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fixmatch import checkpoint, distributed, notes
+from fixmatch.channel import RankLost
 from fixmatch.checkpoint import CheckpointError, load_weights
 from fixmatch.config import OWN_IMAGES, Config, ConfigError, from_dict, to_yaml
 from fixmatch.data import DataError, load_source
@@ -24,7 +25,7 @@ from fixmatch.data.dataset import Source
 from fixmatch.data.split import save_split
 from fixmatch.evaluation import Scores, predict, score
 from fixmatch.files import write_atomic
-from fixmatch.inputs import Inputs, build_loader, read_inputs
+from fixmatch.inputs import Inputs, build_loader, data_facts, read_inputs, shared_facts
 from fixmatch.log import LOGGER, RunLog, shown
 from fixmatch.metrics import NonFinite
 from fixmatch.models import build_model
@@ -43,6 +44,11 @@ from fixmatch.usage import command
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run after a step; a checkpoint was saved, from which it can be resumed."""
+
+
+EXIT_CODES = {  # of a process that such an exception ends, which the other ranks of its training then raise, too
+    ConfigError: 2, DataError: 2, CheckpointError: 2, SelfCheckFailed: 3, NonFinite: 4, Interrupted: 130,
+    KeyboardInterrupt: 130, RankLost: 1}
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         SelfCheckFailed: parity.on_failure is abort and the self-check failed.
         NonFinite: a loss or a weight is no number; the checkpoints are from before.
         Interrupted: a signal stopped the run; a checkpoint was saved.
+        RankLost: another process of this training failed or died.
         OSError: the system failed, such as a full disk.
     """
     with contextlib.ExitStack() as cleanup:
@@ -98,11 +105,15 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         log = RunLog()
         cleanup.callback(log.close)
         device = _use_device(config)
-        rank, world_size = distributed.init()
+        rank, world_size = cleanup.enter_context(distributed.joined(EXIT_CODES))
+        if world_size > 1:
+            _agree(shared_facts(config) | {"--resume": resume})
         check = SelfCheck(config) if rank == 0 else None  # runs while the data is read
         if check:
             cleanup.callback(check.close)
         inputs = read_inputs(config, resume, rank, world_size)
+        if world_size > 1:
+            _agree(data_facts(inputs))
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
         trainer.recorder = recorder
         LOGGER.info(_headline(config, inputs, trainer, device))
@@ -116,6 +127,8 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
             _judge(config, inputs, check)
         if resume:
             _restore(config, inputs, trainer)
+        if world_size > 1:
+            _agree({"finished steps": trainer.step, "weights and momentum": distributed.digest(trainer.arrays())})
         if check and config.parity.enabled and recorder is None:
             _watch_first_steps(config, inputs, trainer, cleanup)
         return _fit(inputs, trainer)
@@ -167,6 +180,14 @@ def _use_device(config: Config) -> str:
         raise ConfigError(str(error)) from None
 
 
+def _agree(facts: dict) -> None:
+    """Raises ConfigError on all ranks where one of `facts` is not the same on all of them."""
+    found = distributed.difference(facts)
+    if found:
+        raise ConfigError(f"the processes differ in {found}; nothing was trained; start all of them with the same "
+                          "configuration, data and versions")
+
+
 def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, log: RunLog,
                    cleanup: contextlib.ExitStack) -> Trainer:
     """On rank 0 with the run folder and its first files."""
@@ -197,12 +218,15 @@ def _headline(config: Config, inputs: Inputs, trainer: Trainer, device: str) -> 
     shape = (f"WRN-{model.depth}-{model.width}" if model.arch == "wideresnet"
              else f"ResNeXt-{model.depth} {model.cardinality}x{model.width}d")
     count = sum(p.size for p in trainer.state.model.parameters())
-    batch = (f"{train.batch_size} labeled + {train.batch_size * train.mu} unlabeled images"
-             if config.ssl.mode == "fixmatch" else f"{train.batch_size} labeled images, supervised only,")
+    ranks = inputs.manifest.world_size
+    labeled = ranks * train.batch_size
+    batch = (f"{labeled} labeled + {labeled * train.mu} unlabeled images"
+             if config.ssl.mode == "fixmatch" else f"{labeled} labeled images, supervised only,")
+    together = f" of {ranks} processes together" if ranks > 1 else ""
     unlabeled = f"{len(split.unlabeled):,} unlabeled and " if config.ssl.mode == "fixmatch" else ""
     return (f"{config.run.name}: {shape}, {count:,} parameters, on {device}; {source.name}, {len(split.labeled)} "
             f"labels (split {split.sha256()[:8]}), {unlabeled}{len(source.test):,} test images; "
-            f"{batch} a step, {train.total_steps:,} steps")
+            f"{batch} a step{together}, {train.total_steps:,} steps")
 
 
 def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:
@@ -272,6 +296,7 @@ def _fit(inputs: Inputs, trainer: Trainer) -> Result | None:
                 else "no checkpoint was saved yet")
         LOGGER.info(f"stopped: {error}; {last}; a lower optim.lr may help")
         raise NonFinite(f"{error}; {last}; a lower optim.lr may help") from None
+    distributed.meet()  # rank 0 has saved
     if not finished:
         message = f"{folder}: interrupted after step {trainer.step}; checkpoint saved, --resume goes on from it"
         LOGGER.info(message)

@@ -31,6 +31,7 @@ def probe(state: algorithm.TrainState, batch: ProbedBatch) -> tuple[np.ndarray, 
         Of all ranks, in their order, P probes in all: the plan's operations, int64 [P, n], and levels, float64
         [P, n, 2], and the proximity of the prediction to the label, float32 [P], 0..1.
     """
+    distributed.take_statistics(state.ema.average)
     probabilities = F.softmax(state.ema.average(state.normalize(batch.probes)))  # [B, K]
     labels = F.one_hot(to_device(batch.targets_x), probabilities.shape[1])  # [B, K]
     proximity = 1 - 0.5 * (probabilities - labels).abs().sum(axis=1)  # [B]
@@ -115,11 +116,13 @@ class Trainer:
         self.train_seconds += time.perf_counter() - started
 
     def _evaluate(self) -> None:
-        """Scores the raw and the averaged weights, on rank 0; the other ranks wait before their next step."""
+        """Scores the raw and the averaged weights, with the running statistics of rank 0."""
         self.evaluated_step = self.step
-        if self.checkpoints is None or not len(self.source.test):  # data.test_fraction may be 0
+        if not len(self.source.test):  # data.test_fraction may be 0
             return
         started = time.perf_counter()
+        for model in (self.state.model, self.state.ema.average):
+            distributed.take_statistics(model)
         size, test = self.config.train.eval_batch_size, self.source.test
         found = {"raw": evaluate(self.state.model, self.state.normalize, test, size),
                  "ema": evaluate(self.state.ema.average, self.state.normalize, test, size)}
@@ -131,14 +134,21 @@ class Trainer:
     def top1(self) -> dict:
         return {name: summarize(history) for name, history in self.history.items() if history}
 
-    def _save(self) -> None:
-        if self.checkpoints is None:
-            return
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What training has come to, as a checkpoint keeps it."""
         arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
         arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
         arrays |= {f"momentum/{name}": t.numpy() for name, t in self.state.optimizer.state().items()}
         if self.loader.cta:
             arrays |= {f"augment/{name}": a for name, a in self.loader.cta.state().items()}
+        return arrays
+
+    def _save(self) -> None:
+        """Rank 0 saves; the others wait for it before their next step, and know of the checkpoint."""
+        if self.checkpoints is None:
+            self.saved_step = self.step
+            return
+        arrays = self.arrays()
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise NonFinite(f"a weight is not finite at step {self.step}")
         manifest = dataclasses.replace(

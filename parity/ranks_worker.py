@@ -35,8 +35,7 @@ def main(folder: pathlib.Path) -> None:
     faulthandler.dump_traceback_later(task["timeout"], exit=True)  # no rank stays behind, whoever died before it
     select_device("cpu")
     paddle.set_default_dtype("float64")
-    with _planted(task["plant"]):
-        rank, world_size = distributed.init()
+    with _planted(task["plant"]), distributed.joined() as (rank, world_size):
         (folder / f"joined-{rank}").touch()
         config, source = load_config(folder / "config.yaml"), _source(folder, task)
         loader = inputs.build_loader(config, source, inputs.choose_split(config, source), rank, world_size)
