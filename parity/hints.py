@@ -124,6 +124,10 @@ _HINTS = (
     ("resume", "* manifest/*", "history or step that is not restored"),
     ("resume", "*", "state that is not restored"),
     ("convert", "*", "a conversion that does not keep this"),
+    ("ranks", "rank * evaluation/*", "how ranks share the test images, or whose running statistics they evaluate with"),
+    ("ranks", "rank * probe/*", "whose running statistics CTAugment's probes are classified with"),
+    ("ranks", "rank * of_rank_0/*", "what a resumed rank is given of rank 0's checkpoint"),
+    ("ranks", "rank * difference/*", "the comparison of what ranks start from"),
     ("ranks", "*", "ranks that do not average gradients, or do not start alike"),
     ("reference", "*", "a misunderstanding of the reference that both sides share, which only its own figures show"),
 )

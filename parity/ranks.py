@@ -4,7 +4,8 @@ Two processes of parity/ranks_worker.py are joined by parity/launch.py, and run 
 float64, each on its own share of the production Loader's batches. Once with batch norm as it trains: what is trained
 must be the same on both ranks, bit for bit. Once with constant running statistics, where an image's gradient does not
 depend on the others: then the average over ranks is the gradient of the whole batch, which this process computes.
-A network wider than the published ones for CIFAR-10 is narrowed to them.
+What they share beside gradients, evaluations and CTAugment's probes, must be what this process finds with rank 0's
+networks. A network wider than the published ones for CIFAR-10 is narrowed to them.
 B labeled images a rank, M = mu * B unlabeled ones.
 """
 
@@ -19,10 +20,13 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fixmatch import inputs
+from fixmatch import inputs, trainer
+from fixmatch import step as algorithm
+from fixmatch.checkpoint import Checkpoint, load_weights
 from fixmatch.config import Config, to_yaml
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch
+from fixmatch.evaluation import evaluate
 from parity import launch, ranks_worker
 from parity.case import PUBLISHED, Case
 from parity.compare import Row, compare_tensor, exact, near
@@ -50,6 +54,7 @@ def rows(case: Case) -> Iterator[Row]:
             batches = [[Batch(*(f.get_tensor(f"batch {step}/{name}") for name in Batch._fields)) for f in found]
                        for step in range(ranks_worker.STEPS)]
             yield from _share_rows(config, source, batches)
+            yield from _shared_work_rows(config, source, batches[0], found)
             yield from _equal_rows(found)
             yield from _whole_rows(config, source, batches, found[0])
 
@@ -89,15 +94,17 @@ def _write_task(folder: pathlib.Path, config: Config, source: Source) -> None:
 
 
 def _collective_rows(found: list) -> Iterator[Row]:
-    """`gather` puts the ranks' arrays one after the other, in the order of ranks; `anywhere` looks at all of them."""
+    """What each function of `distributed` gives: in the order of ranks, of all of them or of rank 0 alone."""
     expected = {"int64": np.concatenate([np.arange(6).reshape(3, 2), np.arange(6).reshape(3, 2) + 10]),
                 "float32": np.array([0.5, 1.5], dtype=np.float32),
                 "float64": np.repeat([1 / 3, 1 + 1 / 3], 4).reshape(4, 1, 2)}
     for rank, file in enumerate(found):
         for name, array in expected.items():
             yield compare_tensor(f"rank {rank} gather/{name}", file.get_tensor(f"gather/{name}"), array, 0.0)
+        yield exact(f"rank {rank} of_rank_0/float64", file.get_tensor("of_rank_0/float64"), expected["float64"][:2])
         yield exact(f"rank {rank} anywhere/flags", file.get_tensor("anywhere/flags"),
                     np.array([any(flags) for flags in ranks_worker.FLAGS]))
+        yield exact(f"rank {rank} difference/seen", file.get_tensor("difference/seen"), np.array([True, False]))
 
 
 def _share_rows(config: Config, source: Source, batches: list[list[Batch]]) -> Iterator[Row]:
@@ -113,6 +120,25 @@ def _share_rows(config: Config, source: Source, batches: list[list[Batch]]) -> I
             if apart[0].size:
                 yield exact(f"share of step {step}/{name} is the rank's own", np.array((apart[0] != apart[1]).any()),
                             np.array(True))
+
+
+def _shared_work_rows(config: Config, source: Source, shares: list[Batch], found: list) -> Iterator[Row]:
+    """Evaluations and CTAugment's probes, which the ranks share, are those of this process with rank 0's networks."""
+    saved = {name.removeprefix("network "): found[0].get_tensor(name) for name in found[0].keys()  # noqa: SIM118
+             if name.startswith("network ")}
+    with precision("float64"):
+        state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
+        for part, network in (("model", state.model), ("ema", state.ema.average)):
+            load_weights(network, Checkpoint(saved, None).part(part))
+        size, expected = config.train.eval_batch_size, {}
+        for name, network in (("raw", state.model), ("ema", state.ema.average)):
+            scores = evaluate(network, state.normalize, source.train, size)
+            expected |= {f"evaluation/{name} {what}": a for what, a in ranks_worker.figures(scores).items()}
+        expected["probe/proximity"] = np.concatenate([
+            trainer.probe(state, ranks_worker.probed(share, rank))[2] for rank, share in enumerate(shares)])
+    for rank, file in enumerate(found):
+        for name, array in expected.items():
+            yield near(f"rank {rank} {name}", file.get_tensor(name), array, GATE)
 
 
 def _equal_rows(found: list) -> Iterator[Row]:

@@ -1,8 +1,8 @@
 """One of the processes of stage `ranks`: `python -m parity.ranks_worker FOLDER`, in the environment of a rank.
 
 FOLDER holds what parity/ranks.py has written: config.yaml, task.json and images.safetensors. Into it the rank writes
-joined-RANK and, once done, rank-RANK.safetensors: its batches, what `distributed` gave it, a checksum of every tensor
-after each step, and on rank 0 the tensors themselves that are compared with one process's.
+joined-RANK and, once done, rank-RANK.safetensors: its batches, what `distributed` gave it, scores, a checksum of every
+tensor after each step, and on rank 0 the tensors themselves that are compared with one process's.
 """
 
 import contextlib
@@ -12,16 +12,19 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import paddle
 from safetensors.numpy import load_file, save_file
 
-from fixmatch import distributed, inputs
+from fixmatch import distributed, inputs, trainer
 from fixmatch import step as algorithm
 from fixmatch.config import Config, load_config
+from fixmatch.data.augment import ctaugment
 from fixmatch.data.dataset import Dataset, Source
-from fixmatch.data.loader import Batch
+from fixmatch.data.loader import Batch, Loader, ProbedBatch
+from fixmatch.evaluation import Scores
 from fixmatch.models.layers import BatchNorm2D
 from fixmatch.runtime import select_device
 
@@ -43,6 +46,7 @@ def main(folder: pathlib.Path) -> None:
         found = {f"batch {step}/{name}": a for step, batch in enumerate(batches)
                  for name, a in Batch(*batch[:5])._asdict().items()}
         found |= _collectives(rank)
+        found |= _shared_work(config, source, loader, rank)
         for statistics in ("batch", "constant"):
             for name, array in steps_on(config, source, batches, statistics):
                 found[f"checksum {name}"] = np.array(zlib.crc32(array))
@@ -110,8 +114,36 @@ def _collectives(rank: int) -> dict[str, np.ndarray]:
     mine = {"int64": np.arange(6).reshape(3, 2) + 10 * rank, "float32": np.array([rank + 0.5], dtype=np.float32),
             "float64": np.full([2, 1, 2], rank + 1 / 3)}
     found = {f"gather/{name}": distributed.gather(array) for name, array in mine.items()}
+    found["of_rank_0/float64"] = distributed.of_rank_0({"": mine["float64"]})[""]
     found["anywhere/flags"] = np.array([distributed.anywhere(flags[rank]) for flags in FLAGS])
+    found["difference/seen"] = np.array([distributed.difference(facts) is not None for facts in (
+        {"same": 1, "other": rank}, {"same": "a", "also": [1, 2]})])
     return found
+
+
+def _shared_work(config: Config, source: Source, loader: Loader, rank: int) -> dict[str, np.ndarray]:
+    """What the production loop finds after two steps: scores and CTAugment's feedback, and on rank 0 its networks."""
+    monitor = mock.Mock()  # is told the scores
+    loop = trainer.Trainer(config, source, loader, monitor, None, None)
+    with contextlib.closing(loader.batches(0, 2)) as batches:
+        loop._step(batches)
+        loop._step(batches)
+    networks = {f"network {name}": a.copy() for name, a in loop.arrays().items()}  # with this rank's statistics
+    found = {"probe/proximity": trainer.probe(loop.state, probed(loader.batch(0), rank))[2]}
+    loop._evaluate()
+    for name, scores in monitor.record_evaluation.call_args.args[1].items():
+        found |= {f"evaluation/{name} {figure}": array for figure, array in figures(scores).items()}
+    return found | (networks if rank == 0 else {})
+
+
+def probed(batch: Batch, rank: int) -> ProbedBatch:
+    """The batch of a rank with its labeled images as the probes, and some plan."""
+    plan = ctaugment.draw_probe(np.random.default_rng(rank), len(batch.x))
+    return ProbedBatch(*batch[:5], batch.x, plan)
+
+
+def figures(scores: Scores) -> dict[str, np.ndarray]:
+    return {"top1": np.array(scores.top1), "confusion": np.array(scores.confusion), "loss": np.array(scores.loss)}
 
 
 def _source(folder: pathlib.Path, task: dict) -> Source:

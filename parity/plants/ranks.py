@@ -9,8 +9,9 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from fixmatch import distributed, inputs, optimizer
+from fixmatch import distributed, evaluation, inputs, optimizer, trainer
 from fixmatch import step as algorithm
+from fixmatch.data.dataset import Dataset
 from fixmatch.normalize import to_device
 from parity.plants.plant import Patch, Plant
 
@@ -167,6 +168,44 @@ def _own_part_first(patch: Patch) -> None:
     patch(distributed, "gather", changed)
 
 
+def _scores_of_own_share(patch: Patch) -> None:
+    def changed(model, normalize, data, batch_size):
+        mine = slice(dist.get_rank(), None, dist.get_world_size())
+        part = Dataset(data.images[mine], data.labels[mine])
+        logits, losses = evaluation.predict(model, normalize, part, batch_size)
+        return evaluation.score(logits, part.labels, losses)
+
+    patch(trainer, "evaluate", changed)
+
+
+def _scored_shares(patch: Patch, change) -> None:
+    """Scores of change(the shares of all ranks): array [ranks, images a share, K + 1] of logits and losses."""
+    gather, right = distributed.gather, trainer.evaluate
+
+    def changed_gather(array):
+        shares = gather(array).reshape(dist.get_world_size(), *array.shape)
+        return change(shares).reshape(-1, *array.shape[1:])
+
+    def changed(*args):
+        distributed.gather = changed_gather
+        try:
+            return right(*args)
+        finally:
+            distributed.gather = gather
+
+    patch(trainer, "evaluate", changed)
+
+
+def _statistics(patch: Patch, change) -> None:
+    """Running statistics for evaluations and probes by change(buffer), in the place of rank 0's."""
+    def changed(model):
+        for buffer in model.buffers() if not _alone() else ():
+            with paddle.no_grad():
+                change(buffer)
+
+    patch(distributed, "take_statistics", changed)
+
+
 PLANTS = [
     Plant("ranks-gradients-not-averaged", "ranks", "every rank trains a network of its own", _not_averaged),
     Plant("ranks-gradients-summed", "ranks", "gradients of the ranks are added, not averaged", _summed),
@@ -189,4 +228,21 @@ PLANTS = [
     Plant("ranks-stop-of-all", "ranks", "a signal is obeyed only if every rank receives it", _flag_of_all),
     Plant("ranks-gather-float32", "ranks", "gather sends everything in single precision", _gathered_in_float32),
     Plant("ranks-own-part-first", "ranks", "gather puts the rank's own part first", _own_part_first),
+    Plant("ranks-own-share-scored", "ranks", "each rank scores its own test images alone", _scores_of_own_share),
+    Plant("ranks-first-share-twice", "ranks", "the first share of the test images counts in the place of the second",
+          partial(_scored_shares, change=lambda shares: np.stack([shares[0]] * len(shares)))),
+    Plant("ranks-last-share-dropped", "ranks", "the predictions of the last rank are lost",
+          partial(_scored_shares, change=lambda shares: np.stack([*shares[:-1], 0 * shares[-1]]))),
+    Plant("ranks-shares-reversed", "ranks", "shares of the test images in the reverse order of ranks",
+          partial(_scored_shares, change=lambda shares: shares[::-1])),
+    Plant("ranks-own-statistics", "ranks", "each rank evaluates with its own running statistics",
+          partial(_statistics, change=lambda buffer: None)),
+    Plant("ranks-statistics-of-rank-1", "ranks", "running statistics of another rank than 0",
+          partial(_statistics, change=lambda buffer: dist.broadcast(buffer, src=1))),
+    Plant("ranks-statistics-averaged", "ranks", "running statistics are averaged over ranks",
+          partial(_statistics, change=lambda buffer: _average([buffer]))),
+    Plant("ranks-checkpoint-of-each", "ranks", "a resumed rank goes on from what it has, not from rank 0's checkpoint",
+          lambda patch: patch(distributed, "of_rank_0", lambda arrays: arrays)),
+    Plant("ranks-differences-unseen", "ranks", "ranks with other settings or weights train together",
+          lambda patch: patch(distributed, "difference", lambda facts: None)),
 ]

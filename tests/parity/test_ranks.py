@@ -34,6 +34,15 @@ CAUGHT_BY = {
     "ranks-stop-of-all": "rank 0 anywhere/flags",
     "ranks-gather-float32": "rank 0 gather/float64",
     "ranks-own-part-first": "rank 1 gather/int64",
+    "ranks-own-share-scored": "rank 0 evaluation/raw top1",
+    "ranks-first-share-twice": "rank 0 evaluation/raw ",
+    "ranks-last-share-dropped": "rank 0 evaluation/raw ",
+    "ranks-shares-reversed": "rank 0 evaluation/raw ",
+    "ranks-own-statistics": "rank 0 evaluation/raw ",
+    "ranks-statistics-of-rank-1": "rank 0 evaluation/raw ",
+    "ranks-statistics-averaged": "rank 0 evaluation/raw ",
+    "ranks-checkpoint-of-each": "rank 1 of_rank_0/float64",
+    "ranks-differences-unseen": "rank 0 difference/seen",
 }
 
 
