@@ -137,8 +137,8 @@ def difference(facts: dict[str, object]) -> str | None:
 class Vote:
     """Whether any rank wants something, such as to stop: asked about once a second, with one answer for all of them.
 
-    Asking waits for the slowest rank, so it is not done at each step. With gloo it is, because there a rank that is 30 s
-    late for the gradients' average ends the training. A single process is not asked.
+    Asking waits for the slowest rank, so it is not done at each step. With gloo it is, because there a rank that comes
+    30 s late to the average of the gradients ends the training. A single process is not asked.
     """
 
     def __init__(self):

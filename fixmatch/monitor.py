@@ -48,6 +48,7 @@ class Monitor:
         self.evaluations = []  # lines of kind "eval" of this session
         self.said = set()  # names of the rules that have spoken
         self.waited = self.images = 0.0  # since the last line
+        self.late = distributed.Vote()  # whether a line is due for its time, on all ranks at once
         self.since = self.shown = time.perf_counter()
         self.first_step, self.started = first_step, self.since
         self.scaler: LossScaler | None = None  # of float16 training, whose skipped steps are told
@@ -74,7 +75,7 @@ class Monitor:
         now = time.perf_counter()
         line_due = step % self.log_every == 0 or step == self.first_step + 1
         late = now - self.shown > (_REFRESH if self.bar is not None else _PATIENCE)
-        if line_due or distributed.anywhere(late):
+        if line_due or self.late(step, late):
             self.window.flush()
             self.shown = time.perf_counter()
             if self.folder is not None:

@@ -75,7 +75,7 @@ class Trainer:
         started, before = time.perf_counter(), self.seconds
         batches = self.loader.batches(self.step, total)
         with stop_signal() as stop, contextlib.closing(batches):
-            stopping = distributed.StopVote()
+            stopping = distributed.Vote()
             while self.step < total and not stopping(self.step, stop.requested):
                 self._step(batches)
                 if self.on_step:

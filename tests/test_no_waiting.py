@@ -113,15 +113,21 @@ def test_arrays_of_other_shapes_have_buffers_of_their_own(monkeypatch):
 def test_ranks_are_asked_once_a_second_and_stop_after_the_same_step(monkeypatch):
     """Rank 0 takes 10 ms a step and rank 1 250 ms; rank 1 is told to stop after step 6."""
     clock, asked = [0.0], []
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "NCCL")
     monkeypatch.setattr(distributed.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(distributed, "gather", lambda array: np.array([array[0], 0.25]))
-    monkeypatch.setattr(distributed, "anywhere", lambda flag: asked.append(step) or step >= 6)
-    vote, stopped = distributed.StopVote(), []
+    monkeypatch.setattr(distributed, "exchange", lambda mine: asked.append(step) or [mine, [0.25, step >= 6]])
+    vote, stopped = distributed.Vote(), []
     for step in range(12):
         stopped.append(vote(step, wanted=False))
         clock[0] += 0.01
     assert asked == [0, 1, 5, 9]
     assert stopped.index(True) == 9
-    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 1)
-    assert [vote(step, wanted) for step, wanted in ((12, False), (13, True))] == [False, True]
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "GLOO")  # which gives up on a rank that is late
+    asked.clear()
+    for step in range(12, 16):
+        vote(step, wanted=False)
+        clock[0] += 0.01
+    assert asked == [13, 14, 15]  # the step to ask after had been chosen before
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    assert [vote(step, wanted) for step, wanted in ((16, False), (17, True))] == [False, True]
