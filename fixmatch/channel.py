@@ -6,6 +6,7 @@ rank that dies is noticed by its closed connection. A line of JSON is one messag
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ TO_TELL = 3.0  # seconds that a rank whose collective failed waits to be told wh
 _TO_ANSWER = 5.0  # seconds that a failing rank waits until rank 0 knows
 # A machine that vanishes closes nothing: its kernel is asked after 5 s of silence, and is given up after 20 s in all.
 _KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000))
+_handlers = []  # of `on_terminate`, which C++ may call for as long as the process lives
 
 
 class RankLost(RuntimeError):
@@ -178,6 +180,20 @@ def end_process(message: str, code: int) -> None:
         time.sleep(PATIENCE / 2)
     os.write(2, f"error: {message}\n".encode())
     os._exit(code)
+
+
+def on_terminate(call: Callable[[], None]) -> None:
+    """Has `call` called where C++ gives up; if it returns, the process aborts as it would have without it.
+
+    Paddle lets an error of gloo within a backward pass go there, so that Python never hears of it. Linux alone.
+    """
+    try:
+        set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+    except (OSError, AttributeError):
+        return
+    handler = ctypes.CFUNCTYPE(None)(call)
+    _handlers.append(handler)
+    set_terminate(handler)
 
 
 def _admitted(connection: socket.socket, secret: str, ranks: int) -> int:

@@ -20,6 +20,7 @@ from paddle.base import core
 
 from fixmatch import channel
 from fixmatch.channel import Channel, RankLost
+from fixmatch.log import LOGGER
 from fixmatch.normalize import to_device
 
 _MOST_STEPS_UNASKED = 100  # between two questions of a Vote
@@ -47,7 +48,14 @@ def joined(codes: dict[type[BaseException], int] | None = None) -> Iterator[tupl
     def end(failure: dict) -> None:
         channel.end_process(failure["message"], codes.get(by_name.get(failure["kind"]), 1))
 
+    def end_if_told() -> None:
+        failure = _channel and _channel.wait_for_failure(channel.TO_TELL)
+        if failure:
+            LOGGER.info(f"stopped: {failure['message']}")
+            end(failure)
+
     _channel = _join(end)
+    channel.on_terminate(end_if_told)
     try:
         yield dist.get_rank(), dist.get_world_size()
         meet()
@@ -57,6 +65,7 @@ def joined(codes: dict[type[BaseException], int] | None = None) -> Iterator[tupl
         if failure is None:
             _channel.report(type(error).__name__, _said_elsewhere(error, expected))
             raise
+        LOGGER.info(f"stopped: {failure['message']}")
         raise by_name.get(failure["kind"], RankLost)(failure["message"]) from None
     finally:
         _channel.close()

@@ -198,9 +198,19 @@ def failing(folder: pathlib.Path) -> list:
     return [*found, outcome(config_for(folder, "unexpected"), recorder=At(2, only_on(1, unexpected)))]
 
 
-def death(folder: pathlib.Path) -> list:
-    """Rank 1 is killed in the middle of a step."""
-    return outcome(config_for(folder, "dead"), recorder=At(3, only_on(1, lambda: os.kill(os.getpid(), signal.SIGKILL))))
+def death(folder: pathlib.Path) -> None:
+    """Rank 1 is killed in the middle of step 3, while rank 0 is in the backward pass and waits for its gradients."""
+    right, steps = algorithm.update, []
+
+    def update(*args):
+        steps.append(1)
+        if RANK == 1 and len(steps) == 3:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        right(*args)
+
+    with mock.patch.object(algorithm, "update", update), training_on(SOURCE):
+        run.train(config_for(folder, "dead"))
 
 
 def main(folder: pathlib.Path) -> None:
