@@ -176,7 +176,10 @@ def end_process(message: str, code: int) -> None:
     up. One inside a collective of NCCL never returns from it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.raise_signal(signal.SIGINT)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # ends its sleep, too
+        else:
+            signal.raise_signal(signal.SIGINT)
         time.sleep(PATIENCE / 2)
     os.write(2, f"error: {message}\n".encode())
     os._exit(code)
