@@ -42,7 +42,7 @@ def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
     """The case's configuration with a batch, a data set and a number of steps that take seconds."""
     config, train = case.config, case.config.train
     sections = {
-        "run": {"dir": str(folder), "log_every": 1},
+        "run": {"dir": str(folder), "log_every": 1, "report": False},
         "model": {"init": ""},
         "data": {"num_labeled": case.num_classes, "labels_per_class": (), "split_file": "", "fold": None},
         "train": {"batch_size": min(train.batch_size, case.batch_size), "mu": min(train.mu, case.mu),
