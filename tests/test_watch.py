@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
@@ -34,8 +35,10 @@ def test_the_printed_address_shows_the_curves_to_a_browser_of_any_language(runs)
         api = address.replace("/app/scalar", "/app/api/scalar/tags")
         with urllib.request.urlopen(api, timeout=20) as answer:
             assert b"1_overview/ema_top1" in answer.read()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+    with pytest.raises(urllib.error.URLError):  # the server has ended, too
+        urllib.request.urlopen(address, timeout=5)
 
 
 def test_no_run_and_no_port_are_one_line(tmp_path, runs, capsys):

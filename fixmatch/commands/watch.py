@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
         if next(folder.rglob("vdlrecords*"), None) is None:
             raise ConfigError(f"{folder}: holds no run, or none that has logged anything yet")
     port = free_port(args.host, args.port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive this process
     with subprocess.Popen(server(args.runs, args.host, port), stdout=subprocess.DEVNULL,  # noqa: S603
                           stderr=subprocess.DEVNULL) as process:
         with contextlib.suppress(KeyboardInterrupt):
