@@ -98,6 +98,13 @@ class TrainConfig:
 @dataclass(frozen=True)
 class SSLConfig:
     mode: str = key("fixmatch", "none: the supervised baseline on the labels alone", choices=("fixmatch", "none"))
+    policy: str = key("fixed", "which pseudo-labels count: FixMatch's fixed threshold, or a later method's, see "
+                               "fixmatch/thresholds.py", choices=("fixed", "flexmatch", "freematch", "softmatch"))
+    align: str = key("none", "what the distribution of pseudo-labels over classes is drawn towards",
+                     choices=("none", "uniform", "labels", "model"))
+    policy_decay: float = key(0.999, "share of the old statistics of a policy or an alignment; lower for short runs",
+                              low=0.0, high=1.0)
+    lambda_e: float = key(0.001, "weight of the fairness term", low=0.0, only=("ssl.policy", ("freematch",)))
     threshold: float = key(0.95, "tau, the least confidence for a pseudo-label to count", low=0.0, high=1.0,
                            also=("tau", "p_cutoff"))
     temperature: float = key(1.0, "T of the pseudo-labels' softmax", above=0.0, also=("t",))
@@ -215,5 +222,7 @@ def _check_together(config: Config, reject: settings.Reject) -> None:
         reject("data.std", f"must be greater than 0, got {list(config.data.std)}")
     if optim.warmup_steps >= total:
         reject("optim.warmup_steps", f"must be below train.total_steps = {total}, got {optim.warmup_steps}")
+    if config.ssl.policy == "softmatch" and config.train.batch_size * config.train.mu < 2:
+        reject("ssl.policy", "softmatch takes the variance of a batch: train.batch_size * train.mu must be 2 at least")
     if optim.nesterov and optim.momentum == 0:
         reject("optim.momentum", "Nesterov needs a momentum above 0; or set optim.nesterov=false")

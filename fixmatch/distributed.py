@@ -182,6 +182,15 @@ def gather(array: np.ndarray) -> np.ndarray:
     return np.concatenate([part.numpy() for part in parts])
 
 
+def gather_tensor(tensor):
+    """Like `gather`, of a tensor that stays on the device; for use within a step, before which the ranks have met."""
+    if world_size() == 1:
+        return tensor
+    parts = []
+    dist.all_gather(parts, tensor)
+    return paddle.concat(parts)
+
+
 def of_rank_0(arrays: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
     """What rank 0 has, on every rank; the argument of the other ranks does not count."""
     if world_size() == 1:

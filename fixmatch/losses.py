@@ -13,7 +13,7 @@ class FixMatchLoss(NamedTuple):
     loss: paddle.Tensor  # [] loss_x + lambda_u * loss_u
     loss_x: paddle.Tensor  # [] supervised
     loss_u: paddle.Tensor  # [] unsupervised, before lambda_u
-    mask: paddle.Tensor  # [M] 1 where the pseudo-label counts, else 0, in the logits' dtype
+    mask: paddle.Tensor  # [M] how much the pseudo-label counts, 0..1, in the logits' dtype
     confidence: paddle.Tensor  # [M] the largest pseudo-probability
     pseudo_labels: paddle.Tensor  # [M] int64
 
@@ -36,7 +36,7 @@ def pseudo_label(logits_u_w, threshold: float, temperature: float):
 
 
 def fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, threshold: float = 0.95, temperature: float = 1.0,
-                  lambda_u: float = 1.0) -> FixMatchLoss:
+                  lambda_u: float = 1.0, pseudo=None) -> FixMatchLoss:
     """Supervised cross-entropy plus cross-entropy of the strong views against confident pseudo-labels.
 
     Args:
@@ -47,10 +47,11 @@ def fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, threshold: float 
         threshold: tau, the least confidence, inclusive, for a pseudo-label to count.
         temperature: T; labels are hard, so it moves only the mask.
         lambda_u: weight of the unsupervised term.
+        pseudo: (confidence, labels, weight), [M] each, by another policy than the threshold: fixmatch/thresholds.py.
 
     The unsupervised mean is over all M images, not over the confident ones.
     """
     loss_x = cross_entropy(logits_x, targets_x).mean()
-    confidence, pseudo_labels, mask = pseudo_label(logits_u_w, threshold, temperature)
+    confidence, pseudo_labels, mask = pseudo or pseudo_label(logits_u_w, threshold, temperature)
     loss_u = (cross_entropy(logits_u_s, pseudo_labels) * mask).mean()
     return FixMatchLoss(loss_x + lambda_u * loss_u, loss_x, loss_u, mask, confidence, pseudo_labels)

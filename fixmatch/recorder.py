@@ -66,5 +66,5 @@ class Recorder:
 
     def _state(self, state: TrainState) -> dict[str, np.ndarray]:
         parts = {"model": state.model.state_dict(), "ema": state.ema.average.state_dict(),
-                 "momentum": state.optimizer.state()}
+                 "momentum": state.optimizer.state(), "thresholds": state.thresholds}
         return {f"{part}/{name}": t.numpy() for part, tensors in parts.items() for name, t in tensors.items()}

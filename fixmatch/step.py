@@ -20,6 +20,7 @@ from fixmatch.optimizer import TwoGroupSGD
 from fixmatch.runtime import mixed_precision
 from fixmatch.scaler import LossScaler
 from fixmatch.schedule import build_scheduler
+from fixmatch.thresholds import State, initial_state, pseudo_labels, with_fairness
 
 
 @dataclasses.dataclass
@@ -34,6 +35,7 @@ class TrainState:
     normalize: Normalize
     amp: str | None  # "float16" or "bfloat16": what convolutions and products are computed in; None: float32
     scaler: LossScaler | None  # with float16 alone: the range of bfloat16 is that of float32
+    thresholds: State  # of ssl.policy; empty for the fixed one
 
 
 def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
@@ -45,7 +47,10 @@ def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
     logits = forward(state, images)  # [B + 2M, K]
     logits_x, logits_u_w, logits_u_s = paddle.split(logits, [len(batch.x), len(batch.u_w), len(batch.u_s)])
 
-    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u)
+    pseudo, state.thresholds = pseudo_labels(logits_x, logits_u_w, batch.index_u, state.thresholds, ssl)
+    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u,
+                           pseudo)
+    losses = with_fairness(losses, logits_u_s, state.thresholds, ssl)
     update(state, losses.loss)
     return losses
 
@@ -92,8 +97,14 @@ def backward(state: TrainState, loss):
     return state.scaler.unscale(state.optimizer.parameters.values())
 
 
-def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
-    """A fresh network and everything that trains it, seeded by run.seed, on Paddle's current device."""
+def build_state(config: Config, num_classes: int, mean, std, num_unlabeled: int = 0,
+                label_counts: np.ndarray | None = None) -> TrainState:
+    """A fresh network and everything that trains it, seeded by run.seed, on Paddle's current device.
+
+    Args:
+        num_unlabeled, label_counts: how many unlabeled images there are, and how many labels of each class, [K]; some
+            policies other than the fixed one need them.
+    """
     def network():
         return build_model(num_classes=num_classes, **config.model.network())
 
@@ -104,4 +115,5 @@ def build_state(config: Config, num_classes: int, mean, std) -> TrainState:
     optimizer = TwoGroupSGD(model, scheduler, optim.momentum, optim.weight_decay, optim.nesterov, train.clip_grad_norm)
     amp = mixed_precision(train.amp)
     return TrainState(model, distributed.parallel(model), EMA(model, average, config.ema.decay), optimizer, scheduler,
-                      Normalize(mean, std), amp, LossScaler() if amp == "float16" else None)
+                      Normalize(mean, std), amp, LossScaler() if amp == "float16" else None,
+                      initial_state(config.ssl, num_classes, num_unlabeled, label_counts))

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from fixmatch import checkpoint, distributed
+from fixmatch import checkpoint, distributed, thresholds
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.config import Config
@@ -54,7 +54,9 @@ class Trainer:
     def __init__(self, config: Config, source: Source, loader: Loader, monitor, checkpoints, manifest: Manifest):
         self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
         self.checkpoints, self.manifest = checkpoints, manifest
-        self.state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
+        split, classes = loader.split, len(source.classes)
+        counts = np.bincount(source.train.labels[split.labeled], minlength=classes)
+        self.state = algorithm.build_state(config, classes, source.mean, source.std, len(split.unlabeled), counts)
         monitor.scaler = self.state.scaler
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
@@ -139,6 +141,7 @@ class Trainer:
         arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
         arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
         arrays |= {f"momentum/{name}": t.numpy() for name, t in self.state.optimizer.state().items()}
+        arrays |= {f"thresholds/{name}": t.numpy() for name, t in self.state.thresholds.items()}
         if self.loader.cta:
             arrays |= {f"augment/{name}": a for name, a in self.loader.cta.state().items()}
         return arrays
@@ -166,6 +169,7 @@ class Trainer:
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
         self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
+        self.state.thresholds = thresholds.restored(self.state.thresholds, saved.part("thresholds"))
         facts = saved.manifest
         if self.state.scaler and facts.scaler:  # it is empty where the run was on a CPU
             try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch.config import Config, ModelConfig
+from fixmatch.config import Config, ModelConfig, SSLConfig
 from fixmatch.data.loader import Batch
 
 CLASSIC_SEEDS = (100, 300, 1000, 2000, 3000)  # of the paper-reproduction guide
@@ -24,6 +24,7 @@ CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
 _CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: rounding is amplified 40 times
 
 _LARGE = 5e6  # weights
+_UNLABELED = 40  # images in all that a policy keeps account of, more than a step shows
 _DRAWN = 65_537  # numbers of a larger tensor that are drawn, and repeated: a prime, so that no two rows are alike
 
 # Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
@@ -81,7 +82,14 @@ class Case:
         images = np.clip(blobs + rng.integers(-40, 41, (total, size, size, 3)), 0, 255).astype(np.uint8)
         x, u_w, u_s = np.split(images, [self.batch_size, self.batch_size * (1 + self.mu)])
         targets = rng.integers(0, self.num_classes, len(x) + len(u_w))
-        return Batch(x, targets[:len(x)], u_w, u_s, targets[len(x):])
+        return Batch(x, targets[:len(x)], u_w, u_s, targets[len(x):], rng.permutation(_UNLABELED)[:len(u_w)])
+
+    def label_facts(self) -> tuple[int, np.ndarray]:
+        """(how many unlabeled images there are, how many labels each class has [K]): not equally many."""
+        if self.loader is not None:
+            split, labels = self.loader.split, self.loader.data.labels
+            return len(split.unlabeled), np.bincount(labels[split.labeled], minlength=self.num_classes)
+        return _UNLABELED, 1 + np.arange(self.num_classes) % 3
 
     def short_config(self) -> Config:
         """The configuration with a run of `total_steps`.
@@ -136,6 +144,35 @@ def scaled_updates(names: list[str]) -> list[dict]:
     return [plain, {**plain, "spoiled": last}, {**plain, "again": True}, {**plain, "spoiled": first}, plain,
             {**plain, "load": {"scale": 2.0**23, "good_steps": 1998, "skipped": 7}}, plain, {**plain, "again": True},
             {**plain, "load": {"scale": 2.0**24, "good_steps": 1999, "skipped": 7}}]
+
+
+def policy_probe(case: Case) -> tuple[SSLConfig, tuple[int, np.ndarray], list[tuple]]:
+    """What to try the run's policy on: (settings, facts as `Case.label_facts`, steps).
+
+    A step is (logits_x, logits_u_w, logits_u_s, index_u), float64 and int64. Confidences are of all sizes, so that some
+    lie next to each threshold, wherever it is; images come again with another label; the statistics move fast, and
+    half of the confidences are so high that FlexMatch learns soon.
+    """
+    rng, classes = np.random.default_rng([case.seed, 3]), case.num_classes
+    ssl = dataclasses.replace(case.config.ssl, policy_decay=min(case.config.ssl.policy_decay, 0.8))
+    images, shown = 130, 120
+    steps = []
+    for _ in range(6):
+        sizes = np.concatenate([np.linspace(low, 0.999, shown // 2) for low in (1 / classes + 0.01, 0.9)])
+        confidence = rng.permutation(sizes)[:, None]  # [M, 1]
+        rest = rng.uniform(0.5, 1.0, (shown, classes))
+        label = np.arange(classes) == rng.choice(classes, shown, p=_uneven(classes))[:, None]
+        rest[label] = 0
+        weak = np.where(label, confidence, (1 - confidence) * rest / rest.sum(axis=1, keepdims=True))
+        steps.append((rng.standard_normal((4, classes)) * 3, ssl.temperature * np.log(weak),
+                      rng.standard_normal(weak.shape) * 3, rng.permutation(images)[:shown]))
+    return ssl, (images, 1 + np.arange(classes) % 3), steps
+
+
+def _uneven(classes: int) -> np.ndarray:
+    """Shares of the classes, the last three times the first."""
+    shares = np.linspace(1.0, 3.0, classes)
+    return shares / shares.sum()
 
 
 def loss_probes(num_classes: int, seed: int) -> dict[str, tuple]:

@@ -73,10 +73,11 @@ def from_reference(source: pathlib.Path, target: pathlib.Path, dataset: str | No
     buffers, optim, note = _momentum(content.get("optimizer"), model, num_classes, f"{source}: optimizer")
     parts["momentum"] = torch_to_paddle(buffers)
     if theirs.OWN in content and dataset is None:
-        manifest, parts["augment"] = _own_facts(content[theirs.OWN], num_classes, source)
+        manifest, others = _own_facts(content[theirs.OWN], num_classes, source)
     else:
-        manifest = _manifest(content, model, num_classes, optim, source, dataset)
-    checkpoint.save(target, {f"{part}/{n}": a for part, state in parts.items() for n, a in state.items()}, manifest)
+        manifest, others = _manifest(content, model, num_classes, optim, source, dataset), {}
+    arrays = {f"{part}/{n}": a for part, state in parts.items() for n, a in state.items()}
+    checkpoint.save(target, {**others, **arrays}, manifest)
     return f"{target}: {_describe(model, worst)}, {note}"
 
 
@@ -93,8 +94,8 @@ def to_reference(source: pathlib.Path, target: pathlib.Path, which: str = "lates
     worst = verify(model, num_classes, [(raw, saved.part("model")), (average, saved.part("ema"))], source)
     config, blob = from_dict(saved.manifest.config, f"{source}/checkpoint.json"), io.BytesIO()
     network = theirs.network_of(model, num_classes)
-    torch.save(theirs.content(raw, average, buffers, saved.part("augment"), network, config, saved.manifest),
-               blob)
+    others = {name: a for name, a in saved.arrays.items() if name.split("/")[0] not in ("model", "ema", "momentum")}
+    torch.save(theirs.content(raw, average, buffers, others, network, config, saved.manifest), blob)
     write_atomic(target, blob.getvalue())
     return f"{target}: {_describe(model, worst)}, momentum of {len(buffers)} parameters"
 
@@ -115,16 +116,16 @@ def _momentum(optimizer, model: ModelConfig, num_classes: int, where: str) -> tu
 
 
 def _own_facts(facts, num_classes: int, source: pathlib.Path) -> tuple[Manifest, dict[str, np.ndarray]]:
-    """Manifest, and arrays of CTAugment, of the checkpoint which `source` was made from. Raises ConvertError."""
+    """Manifest, and the arrays that the reference does not know, of the checkpoint that became `source`."""
     try:
         manifest = Manifest.from_json(facts["manifest"])
-        augment = {str(name): tensor.numpy() for name, tensor in facts["augment"].items()}
+        others = {str(name): tensor.numpy() for name, tensor in facts["arrays"].items()}
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConvertError(f"{source}: {theirs.OWN}: damaged: {error}") from None
     if len(manifest.classes) != num_classes:
         raise ConvertError(f"{source}: its classifier has {num_classes} classes, but {theirs.OWN} names "
                            f"{len(manifest.classes)}")
-    return manifest, augment
+    return manifest, others
 
 
 def _manifest(content: dict, model: ModelConfig, num_classes: int, optim: dict, source: pathlib.Path,

@@ -108,7 +108,7 @@ def _checkpoint_rows(folder: pathlib.Path, source: Source, after: list[dict], ev
     best = max(evaluations, key=lambda line: line["ema"]["top1"])["step"]  # of equal ones the first
     for which, step in (("latest", len(after)), ("best", best)):
         saved = checkpoint.load(folder / "checkpoints" / which)
-        live = [n for n in after[step - 1] if n.split("/")[0] in ("model", "ema", "momentum")]
+        live = [n for n in after[step - 1] if n.split("/")[0] in ("model", "ema", "momentum", "thresholds")]
         for name in [*live, *(n for n in saved.arrays if n not in live and not n.startswith("augment/"))]:
             yield exact(f"checkpoint {which}/{name}", saved.arrays.get(name), after[step - 1].get(name))
         yield exact(f"checkpoint {which}/step", np.array(saved.manifest.step), np.array(step))

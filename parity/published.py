@@ -33,6 +33,7 @@ _EVERYWHERE = {
     "data.include_labeled": (True, "paper, section 2.2: labeled data are part of the unlabeled, without labels"),
     "augment.strong": ("reference", "paper, section 2.3: RandAugment, then Cutout"),
     "augment.flip": (True, "paper, section 2.3: flip and shift, on all but SVHN"),
+    "model.init": ("", "train.py: from random weights"),
     "model.bn_momentum": (0.999, "models/wideresnet.py: 0.001, as Torch counts"),
     "train.total_steps": (1_048_576, "paper, appendix B: 2^20; train.py --total-steps"),
     "train.batch_size": (64, "paper, appendix B: B; train.py --batch-size"),
@@ -62,12 +63,23 @@ _OF_NETWORK = {
                               "model.cardinality": (8, "train.py")},
 }
 
+_OF_POLICY = {  # USB: microsoft/Semi-supervised-learning, config/classic_cv
+    "fixed": {"ssl.policy": ("fixed", "paper, section 2.2"), "ssl.align": ("none", "paper, section 2.2")},
+    "flexmatch": {"ssl.policy": ("flexmatch", "arXiv 2110.08263"), "ssl.align": ("none", "USB")},
+    "freematch": {"ssl.policy": ("freematch", "arXiv 2205.07246"), "ssl.align": ("none", "USB"),
+                  "ssl.policy_decay": (0.999, "USB: ema_p"), "ssl.lambda_e": (0.001, "USB: ent_loss_ratio")},
+    "softmatch": {"ssl.policy": ("softmatch", "arXiv 2301.10921"), "ssl.align": ("uniform", "USB: dist_uniform"),
+                  "ssl.policy_decay": (0.999, "USB: ema_p")},
+}
+
 # Keys that no publication fixes: where and how a run happens, and what belongs to other data sets.
 OPEN = ("run.*", "data.root", "data.download", "data.split_file", "data.split_seed", "data.fold", "data.extra",
-        "data.image_size", "data.max_broken", "train.amp", "train.eval_batch_size", "parity.*", "runtime.*")
+        "data.image_size", "data.max_broken", "data.test_fraction", "train.amp", "train.eval_batch_size", "parity.*",
+        "runtime.*")
 
-# Every recipe of configs/: its data set, labeled images and architecture, or why it has no published settings.
-RECIPES: dict[str, tuple[str, int, str] | str] = {
+# Every recipe of configs/: its data set, labeled images, architecture and, where it is not the fixed threshold, policy;
+# or why it has no published settings.
+RECIPES: dict[str, tuple | str] = {
     "cifar10_40": ("cifar10", 40, "wideresnet"),
     "cifar10_250": ("cifar10", 250, "wideresnet"),
     "cifar10_4000": ("cifar10", 4000, "wideresnet"),
@@ -80,20 +92,23 @@ RECIPES: dict[str, tuple[str, int, str] | str] = {
     "cifar100_400_resnext": ("cifar100", 400, "resnext"),
     "cifar100_2500_resnext": ("cifar100", 2500, "resnext"),
     "cifar100_10000_resnext": ("cifar100", 10000, "resnext"),
+    "cifar10_40_flexmatch": ("cifar10", 40, "wideresnet", "flexmatch"),
+    "cifar10_40_freematch": ("cifar10", 40, "wideresnet", "freematch"),
+    "cifar10_40_softmatch": ("cifar10", 40, "wideresnet", "softmatch"),
     "cifar10_4000_cpu": "none published: a small network and a run of minutes on two cores",
     "digits": "none published: a data set of this project's own",
     "folder": "none published: the user's own images",
 }
 
 
-def published(data: str, num_labeled: int, arch: str) -> dict[str, tuple[object, str]]:
+def published(data: str, num_labeled: int, arch: str, policy: str = "fixed") -> dict[str, tuple[object, str]]:
     """{"section.key": (value, source)} of a run; "classes" is the number of them."""
     mean, std = STATISTICS[data]
     return {
         "data.name": (data, "paper, section 4"), "data.num_labeled": (num_labeled, "paper, section 4"),
         "classes": (CLASSES[data], "Krizhevsky 2009"), "data.mean": (mean, "dataset/cifar.py"),
         "data.std": (std, "dataset/cifar.py"), "model.arch": (arch, "train.py --arch"), **_OF_NETWORK[data, arch],
-        **_OF_DATA[data], **_EVERYWHERE}
+        **_OF_DATA[data], **_OF_POLICY[policy], **_EVERYWHERE}
 
 
 def rows(case: Case) -> Iterator[Row]:
@@ -124,7 +139,7 @@ def deviations(config: configuration.Config) -> list[str]:
     count = config.data.num_labeled if config.data.num_labeled in counts else counts[0]
     said = [] if config.data.num_labeled in counts else [
         f"data.num_labeled {config.data.num_labeled}, published {', '.join(map(str, counts))}"]
-    wanted, ours = published(data, count, arch), effective(config)
+    wanted, ours = published(data, count, arch, config.ssl.policy), effective(config)
     return said + [f"{key} {_show(ours[key])}, published {_show(value)}" for key, (value, _) in wanted.items()
                    if ours[key] != value and key != "data.num_labeled"]
 

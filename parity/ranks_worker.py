@@ -44,7 +44,7 @@ def main(folder: pathlib.Path) -> None:
         loader = inputs.build_loader(config, source, inputs.choose_split(config, source), rank, world_size)
         batches = [loader.batch(step) for step in range(STEPS)]
         found = {f"batch {step}/{name}": a for step, batch in enumerate(batches)
-                 for name, a in Batch(*batch[:5])._asdict().items()}
+                 for name, a in Batch(*batch[:6])._asdict().items()}
         found |= _collectives(rank)
         found |= _shared_work(config, source, loader, rank)
         for statistics in ("batch", "constant"):

@@ -22,6 +22,7 @@ from fixmatch.config import Config
 from parity.compare import Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as algorithm
+from parity.mirror import thresholds as mirror_thresholds
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
 from parity.weights import paddle_to_torch
@@ -47,6 +48,7 @@ GATES["tf32"] = GATES["float16"]
 UPDATE_GATE = 1e-2  # of what a step adds to a weight, which float32 keeps with some 3 digits
 MOMENTUM_GATE = 1e-5
 AVERAGE_GATE = 4e-6
+THRESHOLD_GATE = 1e-3  # of statistics of probabilities, and of weights
 MOST_ELEMENTS = 2.5e8  # of all activations of a step in float64: 2 GB
 
 
@@ -107,13 +109,17 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
     """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
     out."""
     found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
-    losses = _joint_losses(state, config, after, gates.undecided)
+    losses, thresholds = _joint_losses(state, config, before, after, gates.undecided)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
         yield near(f"{label} losses/{name}", found[name], _array(losses[name]), gates.loss, floor=1.0)
-    for name in ("mask", "pseudo_labels"):
+    if config.ssl.policy == "softmatch":
+        yield near(f"{label} losses/mask", found["mask"], _array(losses["mask"]), THRESHOLD_GATE, floor=1.0)
+    for name in ("mask", "pseudo_labels")[config.ssl.policy == "softmatch":]:
         decided = _array(losses[f"{name} decided"])
         yield exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
             decided, _array(losses[name]), 0).astype(found[name].dtype))
+    yield from _threshold_rows(label, part(after, "batch")["index_u"], part(after, "thresholds"), thresholds,
+                               _array(losses["mask decided"] & losses["pseudo_labels decided"]))
     ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
     for name in [] if fact["skipped"] else [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
@@ -128,27 +134,48 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
                         floor=rounding / gates.statistic)
 
 
-def _joint_losses(state, config: Config, after: dict, undecided: float) -> dict:
-    """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides."""
+def _threshold_rows(label: str, index, found: dict, expected: dict, decided: np.ndarray) -> Iterator[Row]:
+    """The statistics of ssl.policy; what is remembered of single images only where no rounding decides."""
+    for name, tensor in expected.items():
+        ours, theirs = found.get(name), _array(tensor)
+        if name == "assigned" and ours is not None:
+            open_images = index[~decided]
+            theirs = theirs.copy()
+            theirs[open_images] = ours[open_images]
+            yield exact(f"{label} thresholds/{name}", ours, theirs)
+        else:
+            yield near(f"{label} thresholds/{name}", ours, theirs, THRESHOLD_GATE, floor=1.0)
+
+
+def _joint_losses(state, config: Config, before: dict, after: dict, undecided: float) -> tuple[dict, dict]:
+    """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides.
+
+    Also the statistics of ssl.policy after it.
+    """
     batch, found = part(after, "batch"), part(after, "losses")
     ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
     if ssl.mode != "fixmatch":
         loss = torch.nn.functional.cross_entropy(state.model(state.normalize(batch["x"])), targets)
         none = torch.zeros(0)
         return {"loss": loss, "loss_x": loss, "loss_u": torch.zeros([]), "confidence": none, "mask": none,
-                "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}
+                "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}, {}
     images = state.normalize(np.concatenate([batch["x"], batch["u_w"], batch["u_s"]]))
     logits = state.model(images)  # [B + 2M, K]
     logits_x, logits_u_w, logits_u_s = logits.split([len(batch["x"]), len(batch["u_w"]), len(batch["u_s"])])
-    confidence, labels, mask = mirror_losses.pseudo_label(logits_u_w, ssl.threshold, ssl.temperature)
+    old = {name: torch.from_numpy(a) for name, a in part(before, "thresholds").items()}
+    old = {name: t.double() if t.is_floating_point() else t for name, t in old.items()}
+    (confidence, labels, mask), new = mirror_thresholds.pseudo_labels(logits_x, logits_u_w, batch["index_u"], old, ssl)
     best, second = logits_u_w.detach().topk(2, dim=1).values.T
-    clear_label, clear_mask = best - second > undecided, (confidence - ssl.threshold).abs() > undecided
+    bars = mirror_thresholds.bars(old, new, ssl, logits.shape[1])
+    clear_label = best - second > undecided
+    clear_mask = (confidence - bars[labels]).abs() > undecided if bars is not None else torch.ones_like(clear_label)
     labels = torch.where(clear_label, labels, torch.from_numpy(found["pseudo_labels"]))
     mask = torch.where(clear_mask, mask, torch.from_numpy(found["mask"]).to(mask.dtype))
     loss_x = torch.nn.functional.cross_entropy(logits_x, targets)
     loss_u = (torch.nn.functional.cross_entropy(logits_u_s, labels, reduction="none") * mask).mean()
-    return {"loss": loss_x + ssl.lambda_u * loss_u, "loss_x": loss_x, "loss_u": loss_u, "confidence": confidence,
-            "mask": mask, "pseudo_labels": labels, "mask decided": clear_mask, "pseudo_labels decided": clear_label}
+    found = mirror_losses.FixMatchLoss(loss_x + ssl.lambda_u * loss_u, loss_x, loss_u, mask, confidence, labels)
+    found = mirror_thresholds.with_fairness(found, logits_u_s, new, ssl)
+    return {**found._asdict(), "mask decided": clear_mask, "pseudo_labels decided": clear_label}, new
 
 
 def _update_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:

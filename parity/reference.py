@@ -8,9 +8,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-from parity.case import IDLE, Case, loss_probes, scaled_updates
+from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import Trace
-from parity.mirror import ema, evaluation, losses, scaler, schedule
+from parity.mirror import ema, evaluation, losses, scaler, schedule, thresholds
 from parity.mirror import step as algorithm
 from parity.mirror.normalize import Normalize
 
@@ -41,7 +41,8 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
 def _build(case: Case) -> algorithm.TrainState:
     """The mirror's state of a network that starts with the case's weights."""
     with without_initial_values():
-        state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+        state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std,
+                                     *case.label_facts())
     _load(state.model, case)
     state.ema = ema.EMA(state.model, case.config.ema.decay)
     return state
@@ -162,6 +163,21 @@ def loss(case: Case, dtype: str) -> Trace:
                 name: _array(t.grad) if t.grad is not None else np.zeros(t.shape)
                 for name, t in zip(("logits_x", "logits_u_w", "logits_u_s"), logits, strict=True)}
         yield "structure", {"pseudo-labels are detached": np.array(True)}
+        if ssl.policy != "fixed" or ssl.align != "none":
+            yield from _policy(case)
+
+
+def _policy(case: Case) -> Trace:
+    ssl, facts, steps = policy_probe(case)
+    state = thresholds.initial_state(ssl, case.num_classes, *facts)
+    for step, (x, weak, strong, index) in enumerate(steps):
+        found, state = thresholds.pseudo_labels(torch.from_numpy(x), torch.from_numpy(weak), index, state, ssl)
+        yield f"policy {step}", {**_named(found._asdict().items()), **_named(state.items())}
+        if ssl.policy == "freematch":
+            logits = torch.from_numpy(strong).requires_grad_(True)
+            term = thresholds.fairness(logits, found.weight, state)
+            gradient, = torch.autograd.grad(term, logits) if term.requires_grad else (torch.zeros_like(logits),)
+            yield f"policy {step} fairness", {"term": _array(term), "gradient": _array(gradient)}
 
 
 def _losses(found) -> dict[str, np.ndarray]:
@@ -190,7 +206,8 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
                 "activations": lambda seen=seen, batch=batch: _in_order(seen, batch),
-                "losses": lambda found=found: _losses(found), "gradients": lambda: dict(gradients),
+                "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
+                "gradients": lambda: dict(gradients),
                 "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
                 "weights": lambda: _named(state.model.named_parameters()), "buffers": lambda: _buffers(state.model),
                 "ema": lambda: _average(state.ema)}

@@ -19,7 +19,7 @@ from parity.mirror.optimizer import TwoGroupSGD
 from parity.mirror.schedule import build_scheduler, cosine_7_16
 from parity.weights import torch_to_paddle
 
-OWN = "fixmatch_paddle"  # the key of what the reference does not know: {"manifest", "augment": rates of CTAugment}
+OWN = "fixmatch_paddle"  # the key of what the reference does not know: {"manifest", "arrays": of CTAugment, say}
 EPOCH = 1024  # steps; the reference's --eval-step
 
 
@@ -112,13 +112,12 @@ def network_of(model, num_classes: int):
         return build_model(num_classes=num_classes, **model.network())
 
 
-def content(raw: dict, average: dict, buffers: dict, augment: dict, network, config: Config,
-            manifest: Manifest) -> dict:
+def content(raw: dict, average: dict, buffers: dict, others: dict, network, config: Config, manifest: Manifest) -> dict:
     """What the reference would have saved.
 
     Args:
         raw, average, buffers: arrays under Torch's names: of the weights, of their average, of the momentum.
-        augment: arrays of CTAugment.
+        others: the other arrays of the checkpoint, which the reference does not know.
         network: the mirror's.
         config: of the run.
         manifest: of the checkpoint.
@@ -126,7 +125,7 @@ def content(raw: dict, average: dict, buffers: dict, augment: dict, network, con
     optimizer, scheduler = _training(network, buffers, config, manifest.step)
     top1 = manifest.history["ema"] or [0.0]
     own = {"manifest": json.loads(json.dumps(manifest.to_json())),
-           "augment": {name: torch.from_numpy(np.array(array)) for name, array in augment.items()}}
+           "arrays": {name: torch.from_numpy(np.array(array)) for name, array in others.items()}}
     return {"epoch": manifest.step // EPOCH, "state_dict": _tensors(raw, network),
             "ema_state_dict": _tensors(average, network), "acc": top1[-1], "best_acc": max(top1),
             "optimizer": optimizer, "scheduler": scheduler, OWN: own}

@@ -105,7 +105,7 @@ def _lines(folder: pathlib.Path) -> list[dict]:
 
 def _checkpoint_rows(which: str, whole: pathlib.Path, stopped: pathlib.Path) -> Iterator[Row]:
     expected, found = (checkpoint.load(folder / "checkpoints" / which) for folder in (whole, stopped))
-    for part in ("momentum", "model", "ema", "augment"):
+    for part in ("momentum", "model", "ema", "thresholds", "augment"):
         theirs, ours = expected.part(part), found.part(part)
         for name in sorted(theirs.keys() | ours.keys()):
             yield exact(f"{which} {part}/{name}", ours.get(name), theirs.get(name))

@@ -8,12 +8,12 @@ from unittest import mock
 import numpy as np
 import paddle
 
-from fixmatch import evaluation, losses, scaler, schedule
+from fixmatch import evaluation, losses, scaler, schedule, thresholds
 from fixmatch import step as algorithm
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
-from parity.case import IDLE, Case, loss_probes, scaled_updates
+from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import Trace
 from parity.weights import paddle_to_torch, torch_to_paddle
 
@@ -62,7 +62,8 @@ def _build(case: Case) -> algorithm.TrainState:
 
     right = algorithm.build_model
     with mock.patch.object(algorithm, "build_model", build_model):
-        return algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std)
+        return algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std,
+                                     *case.label_facts())
 
 
 @contextlib.contextmanager
@@ -174,6 +175,26 @@ def loss(case: Case, dtype: str) -> Trace:
                 name: _array(t.grad) if t.grad is not None else np.zeros(t.shape)
                 for name, t in zip(("logits_x", "logits_u_w", "logits_u_s"), logits, strict=True)}
         yield "structure", {"pseudo-labels are detached": np.array(detached)}
+        if ssl.policy != "fixed" or ssl.align != "none":
+            yield from _policy(case)
+
+
+def _policy(case: Case) -> Trace:
+    """The run's own policy on its own, from its first state through a few steps."""
+    ssl, facts, steps = policy_probe(case)
+    state = thresholds.initial_state(ssl, case.num_classes, *facts)
+    for step, (x, weak, strong, index) in enumerate(steps):
+        found, state = thresholds.pseudo_labels(paddle.to_tensor(x), paddle.to_tensor(weak), index, state, ssl)
+        yield f"policy {step}", {**_named_arrays(found._asdict()), **_named_arrays(state)}
+        if ssl.policy == "freematch":
+            logits = paddle.to_tensor(strong, stop_gradient=False)
+            term = thresholds.fairness(logits, found.weight, state)
+            term.backward()
+            yield f"policy {step} fairness", {"term": _array(term), "gradient": _array(logits.grad)}
+
+
+def _named_arrays(tensors: dict) -> dict[str, np.ndarray]:
+    return {name: _array(tensor) for name, tensor in tensors.items()}
 
 
 def _losses(found) -> dict[str, np.ndarray]:
@@ -204,7 +225,8 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
         with _activations(state.model) as seen:
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
-                "losses": lambda found=found: _losses(found), "gradients": lambda: dict(gradients),
+                "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
+                "gradients": lambda: dict(gradients),
                 "momentum": lambda: _momentum(state, case),
                 "weights": lambda: _named(state.model.named_parameters()),
                 "buffers": lambda: _named(state.model.named_buffers()),

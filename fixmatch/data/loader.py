@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     u_w: np.ndarray  # uint8 [M, H, W, 3] unlabeled images, weak views
     u_s: np.ndarray  # uint8 [M, H, W, 3] the same images, strong views
     targets_u: np.ndarray  # int64 [M] their true labels, for monitoring only
+    index_u: np.ndarray = np.empty(0, np.int64)  # int64 [M] which unlabeled images they are, 0..N-1
 
 
 class ProbedBatch(NamedTuple):
@@ -40,6 +41,7 @@ class ProbedBatch(NamedTuple):
     u_w: np.ndarray
     u_s: np.ndarray
     targets_u: np.ndarray
+    index_u: np.ndarray
     probes: np.ndarray  # uint8 [B, H, W, 3], x further augmented
     probe_plan: ctaugment.Plan  # what was done to make probes of x
 
@@ -91,12 +93,14 @@ class Loader:
 
     def __init__(self, data: Dataset, split: Split, batch_size: int, mu: int, seed: int, flip: bool, rank: int = 0,
                  world_size: int = 1, threads: int = 1, ahead: int = 4, strong: str = "reference"):
-        self.data, self.flip, self.seed, self.rank = data, flip, seed, rank
+        self.data, self.split, self.flip, self.seed, self.rank = data, split, flip, seed, rank
         self.threads, self.ahead = threads, ahead
         self.labeled = Stream(split.labeled, batch_size, batch_size * world_size * EXPAND_STEPS, (seed, _LABELED_ORDER),
                               rank, world_size)
         self.unlabeled = Stream(split.unlabeled, batch_size * mu, 1, (seed, _UNLABELED_ORDER), rank,
                                 world_size) if mu else None
+        self._position = np.full(len(data), -1)  # of an image in split.unlabeled
+        self._position[split.unlabeled] = np.arange(len(split.unlabeled))
         self.policy = POLICIES[strong]()
         self.cta = ctaugment.CTAugment(lag=ahead) if strong == "ctaugment" and mu else None
 
@@ -109,7 +113,7 @@ class Loader:
         x = views.weak(images, views.draw_weak(rng, len(labeled), size, self.flip), labeled)
         policy = self.cta.policy(step) if self.cta else self.policy
         u_w, u_s = views.weak_and_strong(images, unlabeled, views.draw(rng, len(unlabeled), size, self.flip, policy))
-        batch = Batch(x, self.data.labels[labeled], u_w, u_s, self.data.labels[unlabeled])
+        batch = Batch(x, self.data.labels[labeled], u_w, u_s, self.data.labels[unlabeled], self._position[unlabeled])
         if not self.cta:
             return batch
         plan = ctaugment.draw_probe(rng, len(labeled))

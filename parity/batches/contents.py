@@ -45,6 +45,17 @@ def labels(batch: Batch, of_labeled: np.ndarray, of_unlabeled: np.ndarray) -> It
     yield compare_tensor("labels/of unlabeled images", batch.targets_u, of_unlabeled)
 
 
+def numbers(batch: Batch, unlabeled: np.ndarray, numbered: np.ndarray) -> Row:
+    """Which of the unlabeled images the batch says that it shows.
+
+    Args:
+        unlabeled: int64 [M], the images that it shows, indices into the data set.
+        numbered: int64 [N], all unlabeled images in the order of their numbers, likewise.
+    """
+    right = batch.index_u.shape == unlabeled.shape and np.array_equal(numbered[batch.index_u], unlabeled)
+    return exact("labels/numbers of unlabeled images", right, "a policy would remember labels under other images")
+
+
 def pictures(batch: Batch, drawn: Drawn, images: np.ndarray, labeled: np.ndarray, unlabeled: np.ndarray,
              most: int) -> Iterator[Row]:
     """The views of a batch, byte for byte: up to `most` of each kind, spread over the batch.

@@ -84,7 +84,8 @@ def _pictures(run: Probe, steps: int) -> Iterator[Row]:
                                (", second of two ranks", run.loader(1, 2), 1)]:
         batch, drawn = watched(loader, step)
         unlabeled = loader.unlabeled.indices(step) if run.mu else np.empty(0, np.int64)
-        for row in contents.pictures(batch, drawn, run.data.images, loader.labeled.indices(step), unlabeled, most):
+        for row in (contents.numbers(batch, unlabeled, loader.split.unlabeled), *contents.pictures(
+                batch, drawn, run.data.images, loader.labeled.indices(step), unlabeled, most)):
             yield row._replace(tensor=f"{row.tensor} of step {step}{name}")
 
 

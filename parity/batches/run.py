@@ -43,6 +43,7 @@ def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, fi
                 labeled = loader.labeled.indices(step)
                 unlabeled = loader.unlabeled.indices(step) if mu else np.empty(0, np.int64)
                 found += contents.labels(made, labels[labeled], labels[unlabeled])
+                found.append(contents.numbers(made, unlabeled, split.unlabeled))
                 found += contents.pictures(made, drawn, source.train.images, labeled, unlabeled, most)
                 flipped = [plan.flip.any() for plan in (*drawn.labeled, *(w for p in drawn.unlabeled for w in p[:2]))]
                 found.append(contents.exact("draws/flips as allowed", source.flip or not any(flipped),

@@ -27,9 +27,9 @@ def pseudo_label(logits_u_w, threshold: float, temperature: float):
 
 
 def fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, threshold: float = 0.95, temperature: float = 1.0,
-                  lambda_u: float = 1.0) -> FixMatchLoss:
+                  lambda_u: float = 1.0, pseudo=None) -> FixMatchLoss:
     """Supervised cross-entropy plus cross-entropy of the strong views against confident pseudo-labels."""
     loss_x = F.cross_entropy(logits_x, targets_x, reduction="mean")
-    confidence, pseudo_labels, mask = pseudo_label(logits_u_w, threshold, temperature)
+    confidence, pseudo_labels, mask = pseudo or pseudo_label(logits_u_w, threshold, temperature)
     loss_u = (F.cross_entropy(logits_u_s, pseudo_labels, reduction="none") * mask).mean()
     return FixMatchLoss(loss_x + lambda_u * loss_u, loss_x, loss_u, mask, confidence, pseudo_labels)

@@ -15,6 +15,7 @@ from parity.mirror.normalize import Normalize
 from parity.mirror.optimizer import TwoGroupSGD
 from parity.mirror.scaler import LossScaler
 from parity.mirror.schedule import build_scheduler
+from parity.mirror.thresholds import State, initial_state, pseudo_labels, with_fairness
 
 
 @dataclasses.dataclass
@@ -26,6 +27,7 @@ class TrainState:
     optimizer: TwoGroupSGD
     scheduler: torch.optim.lr_scheduler.LRScheduler
     normalize: Normalize
+    thresholds: State
     scaler: LossScaler | None = None  # of float16 alone
 
 
@@ -49,7 +51,10 @@ def train_step(state: TrainState, batch, ssl) -> FixMatchLoss:
     logits_x = logits[:len(batch.x)]
     logits_u_w, logits_u_s = logits[len(batch.x):].chunk(2)
 
-    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u)
+    pseudo, state.thresholds = pseudo_labels(logits_x, logits_u_w, batch.index_u, state.thresholds, ssl)
+    losses = fixmatch_loss(logits_x, targets_x, logits_u_w, logits_u_s, ssl.threshold, ssl.temperature, ssl.lambda_u,
+                           pseudo)
+    losses = with_fairness(losses, logits_u_s, state.thresholds, ssl)
     update(state, losses.loss)
     return losses
 
@@ -73,10 +78,12 @@ def backward(state: TrainState, loss) -> bool:
     return state.scaler.unscale(state.model.parameters())
 
 
-def build_state(config, num_classes: int, mean, std) -> TrainState:
+def build_state(config, num_classes: int, mean, std, num_unlabeled: int = 0,
+                label_counts: np.ndarray | None = None) -> TrainState:
     """A fresh network and everything that trains it."""
     model = build_model(num_classes=num_classes, **config.model.network())
     optim = config.optim
     optimizer = TwoGroupSGD(model, optim.lr, optim.momentum, optim.weight_decay, optim.nesterov)
     scheduler = build_scheduler(optimizer, config.train.total_steps, optim.warmup_steps)
-    return TrainState(model, EMA(model, config.ema.decay), optimizer, scheduler, Normalize(mean, std))
+    return TrainState(model, EMA(model, config.ema.decay), optimizer, scheduler, Normalize(mean, std),
+                      initial_state(config.ssl, num_classes, num_unlabeled, label_counts))

@@ -25,12 +25,14 @@ from parity.plants import (
     reference,
     resume,
     scaler,
+    thresholds,
 )
 from parity.plants.plant import Plant
 
 _KINDS = {"model": model, "optimizer": optimizer, "loss": loss, "batch": batch, "ema": ema, "evaluation": evaluation,
           "data": data, "batches": batches, "kernels": kernels, "loop": loop, "resume": resume, "convert": convert,
-          "ranks": ranks, "recipes": recipes, "reference": reference, "scaler": scaler}
+          "ranks": ranks, "recipes": recipes, "reference": reference, "scaler": scaler,
+          "thresholds": thresholds}
 
 PLANTS: dict[str, Plant] = {plant.name: plant._replace(kind=kind)
                             for kind, module in _KINDS.items() for plant in module.PLANTS}

@@ -15,7 +15,8 @@ from parity.plants.plant import Patch, Plant
 
 def _weak_and_strong_swapped(patch: Patch) -> None:
     right = losses.fixmatch_loss
-    patch(algorithm, "fixmatch_loss", lambda x, t, w, s, *rest: right(x, t, s, w, *rest))
+    patch(algorithm, "fixmatch_loss", lambda x, t, w, s, threshold, temperature, lambda_u, pseudo: right(
+        x, t, s, w, threshold, temperature, lambda_u))
 
 
 def _joint_forward(patch: Patch, changed: Callable) -> None:

@@ -171,8 +171,8 @@ def _own_manifest(patch: Patch, change) -> None:
     right = convert._own_facts
 
     def changed(*args):
-        manifest, augment = right(*args)
-        return _changed(manifest, change), augment
+        manifest, others = right(*args)
+        return _changed(manifest, change), others
 
     patch(convert, "_own_facts", changed)
 

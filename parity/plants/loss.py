@@ -50,9 +50,10 @@ def _masked_mean_of_all(losses_u, mask, logits_u_s, probabilities):
 def _reduction(patch: Patch, loss_u: Callable = _masked_mean_of_all, loss_x: Callable = paddle.mean,
                total: Callable = lambda lx, lu, lambda_u: lx + lambda_u * lu) -> None:
     """A fixmatch_loss with another loss_u(losses, mask, logits_u_s, probabilities), loss_x(losses) or total."""
-    def changed(logits_x, targets_x, logits_u_w, logits_u_s, threshold=0.95, temperature=1.0, lambda_u=1.0):
+    def changed(logits_x, targets_x, logits_u_w, logits_u_s, threshold=0.95, temperature=1.0, lambda_u=1.0,
+                pseudo=None):
         per_x = losses.cross_entropy(logits_x, targets_x)
-        confidence, labels, mask = losses.pseudo_label(logits_u_w, threshold, temperature)
+        confidence, labels, mask = pseudo or losses.pseudo_label(logits_u_w, threshold, temperature)
         per_u = losses.cross_entropy(logits_u_s, labels)  # [M]
         lx = loss_x(per_x)
         lu = loss_u(per_u, mask, logits_u_s, _probabilities(logits_u_w.detach(), temperature))

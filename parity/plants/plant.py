@@ -16,3 +16,4 @@ class Plant(NamedTuple):
     kind: str = ""  # the part of the trainer that it is in: the file of this package that holds it
     arch: str = "wideresnet"  # the network on which it shows
     cpu_kernels: str = "auto"  # and the setting of runtime.cpu_kernels
+    settings: tuple[str, ...] = ()  # and other settings, "section.key=value"

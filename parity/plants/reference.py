@@ -91,14 +91,14 @@ def temperature_ignored(patch):
 
 
 def lambda_u_ignored(patch):
-    _loss(patch, lambda right: lambda x, t, w, s, threshold, temperature, lambda_u: right(
-        x, t, w, s, threshold, temperature, 1.0))
+    _loss(patch, lambda right: lambda x, t, w, s, threshold, temperature, lambda_u, *pseudo: right(
+        x, t, w, s, threshold, temperature, 1.0, *pseudo))
 
 
 def masked_mean(patch):
     def change(right):
-        def changed(x, t, w, s, threshold, temperature, lambda_u):
-            found = right(x, t, w, s, threshold, temperature, lambda_u)
+        def changed(x, t, w, s, threshold, temperature, lambda_u, *pseudo):
+            found = right(x, t, w, s, threshold, temperature, lambda_u, *pseudo)
             loss_u = found.loss_u * len(found.mask) / found.mask.sum().clip(min=1)
             return found._replace(loss_u=loss_u, loss=found.loss_x + lambda_u * loss_u)
         return changed
@@ -107,7 +107,8 @@ def masked_mean(patch):
 
 
 def weak_and_strong_swapped(patch):
-    _loss(patch, lambda right: lambda x, t, w, s, *rest: right(x, t, s, w, *rest))
+    _loss(patch, lambda right: lambda x, t, w, s, threshold, temperature, lambda_u, *pseudo: right(
+        x, t, s, w, threshold, temperature, lambda_u))
 
 
 # Optimizer and schedule

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from fixmatch.config import from_dict, to_dict
 from fixmatch.files import write_atomic
 from fixmatch.runtime import physical_cores
 from parity import stages
@@ -107,7 +108,8 @@ def case_of(plant: Plant) -> Case:
     case = small_case(plant.arch, 0)
     runtime = dataclasses.replace(case.config.runtime, cpu_kernels=plant.cpu_kernels)
     augment = dataclasses.replace(case.config.augment, flip=True)
-    return dataclasses.replace(case, config=dataclasses.replace(case.config, runtime=runtime, augment=augment))
+    config = dataclasses.replace(case.config, runtime=runtime, augment=augment)
+    return dataclasses.replace(case, config=from_dict(to_dict(config), plant.name, plant.settings))
 
 
 def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:

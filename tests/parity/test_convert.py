@@ -238,7 +238,7 @@ def test_class_names_and_step_of_other_data_come_back(tmp_path):
     assert checkpoint.load(tmp_path / "back").manifest == checkpoint.load(tmp_path / "run").manifest
 
 
-@pytest.mark.parametrize("facts", [3, {}, {"manifest": {"step": "two"}, "augment": {}}, {"manifest": 3}, "classes"])
+@pytest.mark.parametrize("facts", [3, {}, {"manifest": {"step": "two"}, "arrays": {}}, {"manifest": 3}, "classes"])
 def test_damaged_facts_of_ours_are_refused(facts, tmp_path, capsys):
     ours(tmp_path / "run", ["a", "b"])
     assert cli.main(["convert", str(tmp_path / "run"), str(tmp_path / "a.pth")]) == 0
