@@ -139,7 +139,7 @@ def _shared_work(config: Config, source: Source, loader: Loader, rank: int) -> d
 def probed(batch: Batch, rank: int) -> ProbedBatch:
     """The batch of a rank with its labeled images as the probes, and some plan."""
     plan = ctaugment.draw_probe(np.random.default_rng(rank), len(batch.x))
-    return ProbedBatch(*batch[:5], batch.x, plan)
+    return ProbedBatch(*batch[:6], batch.x, plan)
 
 
 def figures(scores: Scores) -> dict[str, np.ndarray]:
