@@ -158,10 +158,14 @@ def load_weights(model, arrays: dict[str, np.ndarray]) -> None:
 
     Layer.set_state_dict alone would skip what does not fit.
     """
-    wanted = {name: (tuple(t.shape), str(t.numpy().dtype)) for name, t in model.state_dict().items()}
-    given = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise CheckpointError(f"checkpoint does not fit the model: {name}: the model has {wanted.get(name)}, the "
-                                  f"checkpoint {given.get(name)}")
+    check_fit("the model", {name: t.numpy() for name, t in model.state_dict().items()}, arrays)
     model.set_state_dict({name: paddle.to_tensor(a) for name, a in arrays.items()})
+
+
+def check_fit(owner: str, wanted: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
+    """Raises CheckpointError unless `given` has exactly the names, shapes and dtypes of `wanted`, which `owner` has."""
+    kinds = [{name: (a.shape, str(a.dtype)) for name, a in arrays.items()} for arrays in (wanted, given)]
+    for name in sorted(wanted.keys() | given.keys()):
+        here, there = (kind.get(name) for kind in kinds)
+        if here != there:
+            raise CheckpointError(f"checkpoint does not fit: {name}: {owner} has {here}, the checkpoint {there}")

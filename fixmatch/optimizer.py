@@ -85,7 +85,10 @@ class TwoGroupSGD:
         return {name: velocity for name, velocity in live.items() if velocity is not None}
 
     def load_state(self, state: dict[str, paddle.Tensor]):
-        """Restores what `state` gave, whatever Paddle's own names of the parameters are now."""
+        """Restores what `state` gave, whatever Paddle's own names of the parameters are now.
+
+        What fits no parameter is ignored, so a checkpoint is compared first (Trainer.restore).
+        """
         self._loaded = dict(state)
         for optimizer in self.optimizers:
             members = {p.name for p in optimizer._parameter_list}

@@ -12,13 +12,14 @@ import paddle.nn.functional as F
 
 from fixmatch import checkpoint, distributed, thresholds
 from fixmatch import step as algorithm
-from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
+from fixmatch.checkpoint import CheckpointError, Manifest, check_fit, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch, Loader, ProbedBatch
 from fixmatch.evaluation import evaluate, summarize
 from fixmatch.log import LOGGER
 from fixmatch.metrics import NonFinite
+from fixmatch.models import idle_parameters
 from fixmatch.normalize import to_device
 from fixmatch.recorder import Recorder
 
@@ -165,12 +166,15 @@ class Trainer:
         self.saved_step = self.step
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Goes on from `saved`: weights, EMA, momentum, schedule, history, CTAugment. The loader needs no more."""
+        """Goes on from `saved`: weights, EMA, momentum, schedule, history, CTAugment. The loader needs no more.
+
+        Raises CheckpointError where a name, shape or dtype is not what this network, optimizer or CTAugment has.
+        """
+        facts = saved.manifest
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
-        self.state.optimizer.load_state({k: paddle.to_tensor(a) for k, a in saved.part("momentum").items()})
+        self._load_momentum(saved.part("momentum"), facts.step)
         self.state.thresholds = thresholds.restored(self.state.thresholds, saved.part("thresholds"))
-        facts = saved.manifest
         if self.state.scaler and facts.scaler:  # it is empty where the run was on a CPU
             try:
                 self.state.scaler.load_state(facts.scaler)
@@ -181,9 +185,19 @@ class Trainer:
         self.state.scheduler.step(self.step)
         if self.loader.cta:
             self.loader.cta.restore(self.step, saved.part("augment"))
+        else:
+            check_fit("a run without CTAugment", {}, saved.part("augment"))
         self.seconds, self.train_seconds = facts.seconds, facts.train_seconds
         self.history = facts.history
         self.best = max(self.history["ema"], default=-1.0)
+
+    def _load_momentum(self, arrays: dict[str, np.ndarray], step: int) -> None:
+        optimizer, idle = self.state.optimizer, idle_parameters(self.state.model)
+        if arrays:
+            check_fit("the optimizer", {n: p.numpy() for n, p in optimizer.parameters.items() if n not in idle}, arrays)
+        elif step:  # of a converted file, which may have none
+            LOGGER.info("the checkpoint has no momentum, so it starts from zero")
+        optimizer.load_state({name: paddle.to_tensor(a) for name, a in arrays.items()})
 
 
 class StopSignal:

@@ -25,3 +25,9 @@ def build_model(arch: str, num_classes: int, *, depth: int = 28, width: int = 2,
     if arch == "resnext":
         return ResNeXt(num_classes, depth, width, cardinality, bn_momentum)
     raise ValueError(f"model.arch must be wideresnet or resnext, got {arch!r}")
+
+
+def idle_parameters(model) -> set[str]:
+    """The names of the parameters that never get a gradient, since the network does not use their layer's output."""
+    return {f"{prefix}.{name}" for prefix, layer in model.named_sublayers() if getattr(layer, "idle", False)
+            for name, _ in layer.named_parameters()}

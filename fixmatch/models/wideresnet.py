@@ -28,6 +28,7 @@ class BasicBlock(nn.Layer):
         self.equal_in_out = in_channels == out_channels
         self.convShortcut = None if self.equal_in_out else Conv2D(in_channels, out_channels, 1, stride)
         self.activate_before_residual = activate_before_residual
+        self.bn1.idle = not (self.equal_in_out or activate_before_residual)
 
     def forward(self, x):  # [N, C_in, H, W] -> [N, C_out, H / stride, W / stride]
         activated = self.bn1(x)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fixmatch.checkpoint import CheckpointError
+from fixmatch.checkpoint import CheckpointError, check_fit
 from fixmatch.data.augment import pixels
 from fixmatch.data.augment.ctaugment_operations import CUTOUT, OPS
 
@@ -139,7 +139,7 @@ class CTAugment:
 
     def restore(self, step, arrays):
         """Goes on after `step` steps from a `state`. Raises CheckpointError if it is not one of this lag and step."""
-        wanted, found = (min(step, self.lag) + 1, *_EXISTS.shape), np.shape(arrays.get("rates"))
-        if found != wanted:
-            raise CheckpointError(f"checkpoint does not fit: augment/rates is {found} and should be {wanted}")
+        check_fit("CTAugment", {"rates": np.empty((min(step, self.lag) + 1, *_EXISTS.shape))}, arrays)
+        if not ((arrays["rates"] >= 0) & (arrays["rates"] <= 1)).all():
+            raise CheckpointError("checkpoint does not fit: rates: CTAugment's lie in [0, 1], the checkpoint's do not")
         self.history = dict(zip(range(step - len(arrays["rates"]) + 1, step + 1), arrays["rates"], strict=True))
