@@ -2,7 +2,7 @@
 
 A checkpoint is a folder with checkpoint.json, its manifest, and the arrays-HASH.safetensors that the manifest names.
 The arrays are written first, and replacing checkpoint.json commits them, so a killed process or a full disk leaves the
-previous one whole.
+previous one whole. The manifest holds the SHA-256 of the arrays, and one of itself.
 """
 
 import dataclasses
@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from fixmatch.files import write_atomic
+from fixmatch.data.dataset import one_line
+from fixmatch.files import read_text, write_atomic
+from fixmatch.settings import show
 
-FORMAT = 1
+FORMAT = 2  # format 1 is read, too: it is the same without the manifest's SHA-256 of itself
 _FILE = "checkpoint.json"
+_LARGEST = 2**28  # bytes of a manifest; a run of 2^20 steps on 10 classes comes to 50 kB
 _ARRAYS = r"arrays-[0-9a-f]+\.safetensors"
 
 
@@ -63,18 +66,29 @@ class Manifest:
             if entry.name in content and entry.name in _PATTERNS:
                 value = facts[entry.name] = content.pop(entry.name)
                 if not _fits(value, _PATTERNS[entry.name]):
-                    raise CheckpointError(f"{_FILE}: {entry.name!r} cannot be {value!r:.60}: damaged, or of another "
+                    raise CheckpointError(f"{_FILE}: {entry.name!r} cannot be {show(value)}: damaged, or of another "
                                           "program")
             elif entry.default is entry.default_factory is dataclasses.MISSING:
                 raise CheckpointError(f"{_FILE}: has no {entry.name!r}: damaged, or of another program")
         return cls(**facts, provenance=content)
 
 
-# What a fact must be in JSON: a type, [each item], (just these items), {at least these entries} or one of {these}.
+@dataclass(frozen=True)
+class _Within:
+    """The pattern of a number, which may have been written as an integer; NaN lies within no limits."""
+
+    low: float = -1e300
+    high: float = 1e300
+
+
+# What a fact must be in JSON: a type, an integer of a range, a number within limits, [each item], (just these items),
+# {at least these entries} or one of {these}.
+_COUNT, _SIDE, _PERCENT = range(2**63), range(1, 2**31), _Within(0, 100)
 _PATTERNS = {
-    "step": int, "config": {}, "dataset": str, "classes": [str], "mean": (float,) * 3, "std": (float,) * 3,
-    "image_size": {(int, int), None}, "seconds": float, "train_seconds": float, "evaluated_step": {int, None},
-    "history": {"raw": [float], "ema": [float]}, "split_sha256": str, "world_size": int, "scaler": {}}
+    "step": _COUNT, "config": {}, "dataset": str, "classes": [str], "mean": (_Within(),) * 3, "std": (_Within(),) * 3,
+    "image_size": {(_SIDE, _SIDE), None}, "seconds": _Within(0), "train_seconds": _Within(0),
+    "evaluated_step": {_COUNT, None}, "history": {"raw": [_PERCENT], "ema": [_PERCENT]}, "split_sha256": str,
+    "world_size": range(1, 2**31), "scaler": {}}
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,10 @@ class Checkpoint:
 
 
 def _fits(value, pattern) -> bool:
-    """Whether `value`, read from JSON, is as in _PATTERNS; a float may have been written as an integer."""
+    """Whether `value`, read from JSON, is as in _PATTERNS."""
     match pattern:
+        case range():
+            return type(value) is int and value in pattern
         case set():
             return any(_fits(value, alternative) for alternative in pattern)
         case dict():
@@ -98,9 +114,11 @@ def _fits(value, pattern) -> bool:
             return isinstance(value, list) and all(_fits(item, each) for item in value)
         case tuple():
             return isinstance(value, list) and len(value) == len(pattern) and all(map(_fits, value, pattern))
+        case _Within(low, high):
+            return type(value) in (int, float) and low <= value <= high
         case None:
             return value is None
-    return type(value) is pattern or (pattern is float and type(value) is int)
+    return type(value) is pattern
 
 
 def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest) -> None:
@@ -110,11 +128,18 @@ def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest
     sha256 = hashlib.sha256(blob).hexdigest()
     file = folder / f"arrays-{sha256[:16]}.safetensors"
     write_atomic(file, blob)
-    content = {"format": FORMAT, "arrays": file.name, "sha256": sha256, **manifest.to_json()}
+    content = sealed({"format": FORMAT, "arrays": file.name, "sha256": sha256, **manifest.to_json()})
     write_atomic(folder / _FILE, json.dumps(content, indent=1) + "\n")
     for old in (*folder.glob("arrays-*.safetensors"), *folder.glob(".*.tmp")):  # .tmp: of a process that was killed
         if old != file:
             old.unlink()
+
+
+def sealed(content: dict) -> dict:
+    """The content of checkpoint.json with its own SHA-256, which is over all else in it, as "manifest_sha256"."""
+    facts = {name: fact for name, fact in content.items() if name != "manifest_sha256"}
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return {**facts, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def exists(folder: pathlib.Path) -> bool:
@@ -122,27 +147,41 @@ def exists(folder: pathlib.Path) -> bool:
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
-    """Reads and verifies a checkpoint. Raises CheckpointError."""
-    file = folder / _FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version, name, sha256 = (content.pop(key) for key in ("format", "arrays", "sha256"))
-        if version != FORMAT:
-            raise CheckpointError(f"{file}: format {version!r} is not one this version reads ({FORMAT})")
-        if not re.fullmatch(_ARRAYS, name):
-            raise CheckpointError(f"{file}: arrays: {name!r} is not a file of this folder")
-        blob = (folder / name).read_bytes()
-        if hashlib.sha256(blob).hexdigest() != sha256:
-            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_FILE}")
-        return Checkpoint(load_arrays(blob), Manifest.from_json(content))
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: no such file; {folder} holds no complete checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: not a checkpoint ({type(error).__name__}: {error})") from None
+    """Reads and verifies a checkpoint, which may be replaced meanwhile. Raises CheckpointError."""
+    file, tried = folder / _FILE, None
+    while True:
+        try:
+            text = read_text(file, _LARGEST)
+            content = _opened(text, file)
+            name, sha256 = content.pop("arrays"), content.pop("sha256")
+            if not re.fullmatch(_ARRAYS, name):
+                raise CheckpointError(f"{file}: arrays: {show(name)} is not a file of this folder")
+            blob = (folder / name).read_bytes()
+            if hashlib.sha256(blob).hexdigest() != sha256:
+                raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_FILE}")
+            return Checkpoint(load_arrays(blob), Manifest.from_json(content))
+        except CheckpointError:
+            raise
+        except FileNotFoundError as error:
+            if error.filename == str(file) or text == tried:
+                raise CheckpointError(f"{error.filename}: no such file; {folder} holds no complete "
+                                      "checkpoint") from None
+            tried = text  # a run that saved just now has removed the arrays of this manifest, and replaced it before
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: not a checkpoint ({type(error).__name__}: {one_line(error)})") from None
+
+
+def _opened(text: str, file: pathlib.Path) -> dict:
+    """The content of a manifest, whose format is known and whose SHA-256 is right."""
+    content = json.loads(text)
+    version, seal = content.pop("format"), content.pop("manifest_sha256", None)
+    if version not in (1, FORMAT) or type(version) is not int:
+        raise CheckpointError(f"{file}: format {show(version)} is not one this version reads (1, {FORMAT})")
+    if version == FORMAT and seal != sealed({"format": version, **content})["manifest_sha256"]:
+        raise CheckpointError(f"{file}: damaged or edited: its SHA-256 of itself is wrong")
+    return content
 
 
 def find(path: pathlib.Path, which: str = "latest") -> pathlib.Path:

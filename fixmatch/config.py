@@ -128,6 +128,12 @@ class EMAConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointsConfig:
+    keep: int = key(2, "how many are kept beside the best: the latest, and those before it in case it is damaged",
+                    low=1, resumable=True)
+
+
+@dataclass(frozen=True)
 class ParityConfig:
     enabled: bool = key(True, "whether the run is checked against the reference before it trains", resumable=True)
     on_failure: str = key("abort", "what follows a failed check", choices=("abort", "warn"), resumable=True)
@@ -156,6 +162,7 @@ class Config:
     ssl: SSLConfig = SSLConfig()
     optim: OptimConfig = OptimConfig()
     ema: EMAConfig = EMAConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     parity: ParityConfig = ParityConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -1,8 +1,11 @@
 """Evaluation on every test image. Accuracies are percent, 0..100. N images, K classes."""
 
+import contextlib
 import csv
 import dataclasses
 import io
+import json
+import pathlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ import paddle
 
 from fixmatch import distributed
 from fixmatch.data.dataset import Dataset
+from fixmatch.files import write_atomic
 from fixmatch.losses import cross_entropy
 from fixmatch.normalize import to_device
 
@@ -26,6 +30,30 @@ class Scores:
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+
+METRICS = ("top1", "top5", "loss")  # the figures of Scores that are one number
+
+
+class Evaluations:
+    """evaluation.json: {"last": {"step", "raw", "ema"}, "best": ...}, all figures of these two evaluations of a run.
+
+    Args:
+        path: of the file.
+        step: of the last evaluation that a resumed run knows of; what is there of later ones is left out.
+    """
+
+    def __init__(self, path: pathlib.Path, step: int = 0):
+        self.path, self.kept = path, {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            found = json.loads(path.read_text(encoding="utf-8"))  # where it cannot be read, it is made anew
+            self.kept = {which: found[which] for which in ("last", "best")
+                         if found.get(which) and found[which]["step"] <= step}
+
+    def add(self, evaluation: dict, is_best: bool) -> None:
+        """Keeps an evaluation as the last, and as the best if it is."""
+        self.kept = {"last": evaluation, "best": evaluation if is_best else self.kept.get("best")}
+        write_atomic(self.path, json.dumps(self.kept, separators=(",", ":")) + "\n")
 
 
 def evaluate(model, normalize, data: Dataset, batch_size: int) -> Scores:

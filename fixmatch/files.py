@@ -1,8 +1,12 @@
-"""Writing a file so that a reader finds the old content or the new, never half of either."""
+"""Writing a file so that a reader finds the old content or the new, never half of either; reading no more than fits."""
 
+import contextlib
+import errno
 import os
 import pathlib
 import shutil
+import typing
+from collections.abc import Iterator
 
 
 def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
@@ -10,15 +14,22 @@ def write_atomic(path: str | pathlib.Path, content: bytes | str) -> None:
 
     On an error `path` stays as it was.
     """
-    path = pathlib.Path(path)
+    with replacing(pathlib.Path(path)) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[typing.BinaryIO]:
+    """The same for what is written piece by piece, to the file of a with block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -38,3 +49,22 @@ def replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
             os.rename(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_folder(folder: pathlib.Path) -> None:
+    """Makes a new name in `folder` outlast a power cut, where the system can: Windows opens no folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_text(path: str | pathlib.Path, largest: int) -> str:
+    """The UTF-8 text of a file of at most `largest` bytes. Raises OSError, or ValueError where it is no UTF-8."""
+    with open(path, "rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(errno.EFBIG, f"larger than the {largest:,} bytes that are read of such a file", str(path))
+    return content.decode()

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from dataclasses import dataclass
 
-from fixmatch import checkpoint, distributed, starting_point
-from fixmatch.checkpoint import Checkpoint, Manifest
+from fixmatch import checkpoints, distributed, starting_point
+from fixmatch.checkpoint import Checkpoint, CheckpointError, Manifest
 from fixmatch.config import KEYS, Config, ConfigError, from_dict, to_dict
 from fixmatch.data import DataError, load_source
 from fixmatch.data.dataset import Source
@@ -30,6 +30,7 @@ class Inputs:
     saved: Checkpoint | None  # the checkpoint that is resumed
     start: StartingPoint | None  # what model.init names, where the run does not go on from a checkpoint of its own
     manifest: Manifest  # what is known of this run before its first step
+    fallback: str = ""  # where `saved` is not checkpoints/latest: a line that says why, and which it is
 
 
 def shared_facts(config: Config) -> dict[str, object]:
@@ -59,9 +60,9 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
     if folder.name in ("", ".."):  # the working directory or one above it, which may be moved aside
         folder = folder.resolve()
     source = read_data(config)
-    saved = split = None
+    saved, split, fallback = None, None, ""
     if rank == 0:
-        saved, split = _saved_and_split(config, source, folder, resume)
+        saved, split, fallback = _saved_and_split(config, source, folder, resume)
     if world_size > 1:
         saved, split = _of_rank_0(saved, split)
     start = starting_point.read(config.model) if config.model.init and not saved else None
@@ -72,15 +73,16 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
         provenance={**provenance(), "seed": config.run.seed, **({"init": origin} if origin else {})})
     if saved:
         _check_resumable(config, saved.manifest, manifest)
-    return Inputs(folder, source, split, saved, start, manifest)
+    return Inputs(folder, source, split, saved, start, manifest, fallback)
 
 
 def _saved_and_split(config: Config, source: Source, folder: pathlib.Path,
-                     resume: bool) -> tuple[Checkpoint | None, Split]:
-    latest = folder / "checkpoints" / "latest"
-    saved = checkpoint.load(latest) if resume and checkpoint.exists(latest) else None
+                     resume: bool) -> tuple[Checkpoint | None, Split, str]:
+    saved, fallback = checkpoints.newest(folder / "checkpoints") if resume else (None, "")
+    if resume and saved is None:
+        _check_that_none_was_saved(folder)
     try:
-        return saved, choose_split(config, source, folder / "split.json" if saved else None)
+        return saved, choose_split(config, source, folder / "split.json" if saved else None), fallback
     except DataError as error:
         raise DataError(f"{error}{_way_on(folder) if saved else ''}") from None
 
@@ -126,6 +128,16 @@ def build_loader(config: Config, source: Source, split: Split, rank: int = 0, wo
     mu = config.train.mu if config.ssl.mode == "fixmatch" else 0
     return Loader(source.train, split, config.train.batch_size, mu, config.run.seed, source.flip, rank, world_size,
                   config.runtime.data_threads, strong=config.augment.strong)
+
+
+def _check_that_none_was_saved(folder: pathlib.Path) -> None:
+    """Raises CheckpointError where a run was evaluated, and so was saved, and yet no checkpoint is there to resume."""
+    log = folder / "metrics.jsonl"
+    if log.exists():
+        with open(log, "rb") as file:
+            if any(b'"eval"' in part for part in iter(lambda: file.readline(2**20), b"")):
+                raise CheckpointError(f"--resume: {log} has evaluations, but {folder}/checkpoints has no checkpoint; "
+                                      "without --resume the run starts anew, and what is there is moved aside")
 
 
 def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:

@@ -1,11 +1,9 @@
-"""What a run shows and keeps of its steps: a bar or lines, metrics.jsonl, VisualDL.
+"""What a run shows and keeps of its steps: a bar or lines, metrics.jsonl, evaluation.json, VisualDL.
 
 Accuracies are percent, the mask rate is a fraction, rates are images a second over all ranks.
 """
 
 import collections
-import json
-import math
 import pathlib
 import sys
 import time
@@ -14,13 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from fixmatch import distributed
-from fixmatch.config import Config, to_dict
-from fixmatch.curves import RESULTS, late, points
+from fixmatch import distributed, metrics_file
+from fixmatch.config import Config
+from fixmatch.curves import BINS, Curves
 from fixmatch.diagnosis import RECENT, diagnose
-from fixmatch.files import write_atomic
+from fixmatch.evaluation import METRICS, Evaluations
 from fixmatch.log import LOGGER
 from fixmatch.metrics import Window, as_json, commonest_class
+from fixmatch.metrics_file import MetricsFile
 from fixmatch.scaler import LossScaler
 
 _REFRESH = 1.0  # seconds between updates of the bar
@@ -36,10 +35,11 @@ class Monitor:
         first_step: steps already done; what metrics.jsonl holds beyond them is dropped.
         world_size: ranks that train; the rates are of all of them.
         classes: K names.
+        evaluated_step: the last evaluation that the checkpoint knows of; later ones are done again.
     """
 
     def __init__(self, folder: pathlib.Path | None, config: Config, first_step: int = 0, world_size: int = 1,
-                 classes: Sequence[str] = ()):
+                 classes: Sequence[str] = (), evaluated_step: int = 0):
         self.folder, self.config, self.world_size, self.classes = folder, config, world_size, classes
         self.total_steps, self.log_every = config.train.total_steps, config.run.log_every
         self.supervised = config.ssl.mode == "none"
@@ -55,13 +55,10 @@ class Monitor:
         self.bar = None
         if folder is None:
             return
-        drop_later_lines(folder / "metrics.jsonl", first_step)
-        self.metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed in close()
-        from visualdl import LogWriter  # takes a second to import, so only where it is used
-
-        self.vdl = LogWriter(logdir=str(folder / "vdl"))
-        for tag in late(len(classes)):
-            self.vdl.add_scalar(tag, math.nan, first_step)  # its page leaves these out
+        path = folder / "metrics.jsonl"
+        self.metrics = MetricsFile(path, first_step, evaluated_step)
+        self.curves = Curves(folder / "vdl", len(classes), (line for _, line in metrics_file.read(path)))
+        self.kept = Evaluations(folder / "evaluation.json", evaluated_step)
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
@@ -73,13 +70,14 @@ class Monitor:
         if self.bar is not None:
             self.bar.update(1)
         now = time.perf_counter()
-        line_due = step % self.log_every == 0 or step == self.first_step + 1
+        line_due = step % self.log_every == 0 or step in (1, self.total_steps)
+        first = step == self.first_step + 1  # a resumed run, too, soon shows that it works
         late = now - self.shown > (_REFRESH if self.bar is not None else _PATIENCE)
-        if line_due or self.late(step, late):
+        if line_due or first or self.late(step, late):
             self.window.flush()
             self.shown = time.perf_counter()
             if self.folder is not None:
-                self._show(step, lr, line_due or self.bar is None)
+                self._show(step, lr, line_due or first or self.bar is None)
         if line_due and self.folder is not None:
             self._keep(step, lr, losses)
 
@@ -107,27 +105,30 @@ class Monitor:
                         extra={"behind_bar": self.bar is not None})
 
     def _keep(self, step: int, lr: float, losses) -> None:
-        """Writes the averages since the last line, and starts anew."""
+        """Writes the averages of the steps since the last line, and how many they are, and starts anew."""
         elapsed = time.perf_counter() - self.since
-        line = {"kind": "train", "step": step, **self.window.averages(), "lr": lr, "images_per_second": self._rate(),
-                "data_wait": self.waited / elapsed}
+        line = {"kind": "train", "step": step, "steps": len(self.window.rows), **self.window.averages(), "lr": lr,
+                "images_per_second": self._rate(), "data_wait": self.waited / elapsed}
         if self.scaler:
             scale = self.scaler.state()
             line |= {"loss_scale": scale["scale"], "skipped_steps": scale["skipped"]}
         if not self.supervised:
             line |= commonest_class(losses)
-            self.vdl.add_histogram("ssl/confidence", losses.confidence.numpy(), step, buckets=20)
+            line["confidence"] = np.histogram(losses.confidence.numpy(), BINS)[0].tolist()
         self._write(line)
         self.recent.append(line)
         self.window.clear()
         self.waited = self.images = 0.0
         self.since = time.perf_counter()
 
-    def record_evaluation(self, step: int, found: dict, top1: dict) -> None:
+    def record_evaluation(self, step: int, found: dict, top1: dict, is_best: bool) -> None:
         """Keeps {"raw": Scores, "ema": Scores} of a step, and says them beside the best so far."""
         if self.folder is None:
             return
-        self._write({"kind": "eval", "step": step, **{name: scores.to_dict() for name, scores in found.items()}})
+        figures = {name: scores.to_dict() for name, scores in found.items()}
+        self.kept.add({"step": step, **figures}, is_best)
+        self._write({"kind": "eval", "step": step, **{
+            name: {metric: of_one[metric] for metric in METRICS} for name, of_one in figures.items()}})
         LOGGER.info(f"eval {step}/{self.total_steps}  {describe(found)}  |  EMA best {top1['ema']['best']:.2f} %, "
                     f"mean of last 20 {top1['ema']['mean_last_20']:.2f} %")
         self.evaluations.append(as_json({"step": step} | {name: {"top1": scores.top1, "loss": scores.loss}
@@ -143,32 +144,30 @@ class Monitor:
         self.started += seconds
 
     def add_run(self, preview: np.ndarray) -> None:
-        """Puts the preview picture, uint8 [H, W, 3], and the configuration as hyper-parameters into VisualDL.
+        """Puts the preview picture, uint8 [H, W, 3], and the configuration into VisualDL."""
+        self.curves.add_run(self.config, preview)
 
-        Its table of hyper-parameters takes a dot in a name for a path and shows nothing, and a bool or None crashes it.
-        """
-        self.vdl.add_image("views/original_weak_strong", preview, 0, dataformats="HWC")
-        hparams = {f"{section}/{key}": value if type(value) in (float, str) or _fits_a_page(value) else str(value)
-                   for section, keys in to_dict(self.config).items() for key, value in keys.items()}
-        self.vdl.add_hparams(hparams, list(RESULTS))
+    def restore(self, rows: np.ndarray) -> None:
+        """Takes up the rows of the steps since the last line, float32 [n, 8], as the checkpoint kept them."""
+        if self.folder is not None:
+            self.window.rows.extend(rows)
+
+    def check_place(self) -> None:
+        """Raises OSError where the run folder is no longer there; to be called before anything is saved in it."""
+        if self.folder is not None:
+            self.metrics.check_place()
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
         if self.folder is not None:
-            self.vdl.close()
+            self.curves.close()
             self.metrics.close()
 
     def _write(self, line: dict) -> None:
-        line = as_json(line)
-        print(json.dumps(line, allow_nan=False), file=self.metrics, flush=True)
-        for tag, value in points(line, len(self.classes)).items():
-            self.vdl.add_scalar(tag, value, line["step"])
-
-
-def _fits_a_page(value) -> bool:
-    """Whether VisualDL's records can hold this value as an integer."""
-    return type(value) is int and abs(value) < 2**31
+        line = as_json({**line, "time": round(time.time(), 3)})
+        self.metrics.write(line)
+        self.curves.draw(line)
 
 
 def describe(found: dict) -> str:
@@ -187,17 +186,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to `step`: a resumed run writes the later ones again. A torn last line goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    write_atomic(path, "".join(kept))

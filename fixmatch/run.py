@@ -86,7 +86,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
     """Trains from `config`, and keeps everything in its run folder.
 
     Args:
-        resume: go on from run.dir/checkpoints/latest, if there is one.
+        resume: go on from run.dir/checkpoints/latest, if there is one, or from one before it, if it is damaged.
         recorder: writes down the first steps.
 
     Returns:
@@ -198,7 +198,7 @@ def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, l
         cleanup.callback(run.close)
         log.open(folder / "train.log")
     monitor = Monitor(folder if run else None, config, saved.manifest.step if saved else 0, world_size,
-                      source.classes)
+                      source.classes, saved.manifest.evaluated_step or 0 if saved else 0)
     cleanup.callback(monitor.close)
     if run:
         if run.moved_to:
@@ -276,6 +276,9 @@ def _restore(config: Config, inputs: Inputs, trainer: Trainer) -> None:
         LOGGER.info(f"{inputs.folder}: no checkpoint to resume; starting at step 0")
         return
     trainer.restore(inputs.saved)
+    if inputs.fallback:
+        LOGGER.info(inputs.fallback)
+        trainer.renew_latest()
     LOGGER.info(f"{inputs.folder}: resuming after step {trainer.step}")
     was, now = inputs.saved.manifest.config["train"]["total_steps"], config.train.total_steps
     if was != now:

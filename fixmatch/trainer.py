@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from fixmatch import checkpoint, distributed, thresholds
+from fixmatch import checkpoint, checkpoints, distributed, thresholds
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import CheckpointError, Manifest, check_fit, load_weights
 from fixmatch.config import Config
@@ -18,7 +18,7 @@ from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch, Loader, ProbedBatch
 from fixmatch.evaluation import evaluate, summarize
 from fixmatch.log import LOGGER
-from fixmatch.metrics import NonFinite
+from fixmatch.metrics import COLUMNS, NonFinite
 from fixmatch.models import idle_parameters
 from fixmatch.normalize import to_device
 from fixmatch.recorder import Recorder
@@ -48,7 +48,7 @@ class Trainer:
         source: the data set.
         loader: of this rank.
         monitor: of this rank; silent but for rank 0.
-        checkpoints: the folder for latest/ and best/, or None on ranks other than 0.
+        checkpoints: the folder for latest/, step-N/ and best/, or None on ranks other than 0.
         manifest: what is known of the run before its first step; every checkpoint carries it.
     """
 
@@ -62,7 +62,8 @@ class Trainer:
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
         self.evaluated_step = None  # the step that the last of `history` is from
-        self.seconds = 0.0  # of training and evaluation, over all sessions
+        self.seconds = 0.0  # of training and evaluation, over all sessions, up to the last checkpoint
+        self.started = 0.0  # when the run would have started, had it been one session
         self.train_seconds = 0.0  # of that, in steps and waiting for their batches
         self.history = {"raw": [], "ema": []}  # top-1 percents of all evaluations
         self.best = -1.0
@@ -72,32 +73,31 @@ class Trainer:
     def fit(self) -> bool:
         """Trains up to train.total_steps. Returns False if a signal stopped it first; a checkpoint is then saved.
 
-        Raises NonFinite when a loss is no longer a number; checkpoints are then from before that step.
+        An evaluation that is due, and that the run has not seen, is done before the next step: after a signal that is
+        when the run is resumed. Raises NonFinite when a loss is no longer a number; checkpoints are then from before
+        that step.
         """
         total, eval_every = self.config.train.total_steps, self.config.train.eval_every
-        started, before = time.perf_counter(), self.seconds
+        self.started = time.perf_counter() - self.seconds
         batches = self.loader.batches(self.step, total)
         with stop_signal() as stop, contextlib.closing(batches):
             stopping = distributed.Vote()
-            while self.step < total and not stopping(self.step, stop.requested):
+            while not stopping(self.step, stop.requested):
+                due = self.step > 0 and (self.step % eval_every == 0 or self.step == total)
+                if due and self.evaluated_step != self.step:
+                    self.monitor.flush()
+                    self._save()  # before the evaluation, which may take longer than a launcher waits
+                    self._evaluate()
+                    self._save()
+                if self.step == total:
+                    break
                 self._step(batches)
                 if self.on_step:
                     self.on_step()
-                due = self.step % eval_every == 0 or self.step == total
-                if due:
-                    self.monitor.flush()
-                    self._evaluate()
-                self.seconds = before + time.perf_counter() - started
-                if due:
-                    self._save()
-            if self.step == total and self.evaluated_step != total:  # resumed up to the step that was reached already
-                self._evaluate()
-                self.seconds = before + time.perf_counter() - started
-                self._save()
         self.monitor.flush()
         if self.saved_step != self.step:
             self._save()
-        return self.step == total
+        return self.step == self.evaluated_step == total
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step on the next batch: trained, told to CTAugment, and taken note of."""
@@ -131,7 +131,7 @@ class Trainer:
                  "ema": evaluate(self.state.ema.average, self.state.normalize, test, size)}
         for name, evaluation in found.items():
             self.history[name].append(evaluation.top1)
-        self.monitor.record_evaluation(self.step, found, self.top1())
+        self.monitor.record_evaluation(self.step, found, self.top1(), self.history["ema"][-1] > self.best)
         self.monitor.skip(time.perf_counter() - started)
 
     def top1(self) -> dict:
@@ -152,9 +152,13 @@ class Trainer:
         if self.checkpoints is None:
             self.saved_step = self.step
             return
+        self.monitor.check_place()
         arrays = self.arrays()
+        if self.monitor.window.rows:
+            arrays["log/rows"] = np.stack(self.monitor.window.rows)
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise NonFinite(f"a weight is not finite at step {self.step}")
+        self.seconds = time.perf_counter() - self.started if self.started else self.seconds
         manifest = dataclasses.replace(
             self.manifest, step=self.step, evaluated_step=self.evaluated_step, seconds=round(self.seconds, 3),
             train_seconds=round(self.train_seconds, 3), history=self.history,
@@ -162,8 +166,20 @@ class Trainer:
         if self.history["ema"] and self.history["ema"][-1] > self.best:
             self.best = self.history["ema"][-1]
             checkpoint.save(self.checkpoints / "best", arrays, manifest)
+        if self.saved_step not in (None, self.step):
+            checkpoints.keep_latest(self.checkpoints, self.saved_step)
         checkpoint.save(self.checkpoints / "latest", arrays, manifest)
         self.saved_step = self.step
+        checkpoints.drop_old(self.checkpoints, self.step, self.config.checkpoints.keep - 1)
+
+    def renew_latest(self) -> None:
+        """Puts the state that was restored in the place of a checkpoints/latest that could not be read."""
+        if self.checkpoints is not None:
+            aside = checkpoints.set_latest_aside(self.checkpoints)
+            if aside:
+                LOGGER.info(f"the one that cannot be read is now {aside}")
+            self.saved_step = None
+            self._save()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from `saved`: weights, EMA, momentum, schedule, history, CTAugment. The loader needs no more.
@@ -187,6 +203,9 @@ class Trainer:
             self.loader.cta.restore(self.step, saved.part("augment"))
         else:
             check_fit("a run without CTAugment", {}, saved.part("augment"))
+        if (rows := saved.arrays.get("log/rows")) is not None:
+            check_fit("the log", {"rows": np.empty((*rows.shape[:1], len(COLUMNS)), np.float32)}, {"rows": rows})
+            self.monitor.restore(rows)
         self.seconds, self.train_seconds = facts.seconds, facts.train_seconds
         self.history = facts.history
         self.best = max(self.history["ema"], default=-1.0)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from fixmatch import checkpoint, files
 from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.models import build_model
+from fixmatch.settings import show
 
 ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "ema/w": np.ones((2, 3)), "scalar": np.float32(2)}
 
@@ -33,8 +35,9 @@ def error_of(folder) -> str:
 
 
 def edit(folder, **changes):
+    """Changes facts as a program of another version would write them: with the right SHA-256."""
     path = folder / "checkpoint.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(checkpoint.sealed(json.loads(path.read_text()) | changes)))
 
 
 def test_what_was_saved_is_loaded(folder):
@@ -64,10 +67,9 @@ def test_saving_the_same_arrays_again_keeps_them(folder):
     assert checkpoint.load(folder).arrays["model/w"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize(("broken", "call"), [("fsync", 1), ("fsync", 3), ("replace", 1), ("replace", 2)])
 def test_a_disk_that_fails_leaves_the_old_checkpoint(folder, monkeypatch, broken, call):
-    """Call 1 is for the arrays, call 2 for the manifest that commits them."""
+    """The arrays come first, then the manifest that commits them; each file's fsync is followed by its folder's."""
     calls = 0
     real = getattr(os, broken)
 
@@ -133,7 +135,7 @@ def test_a_manifest_that_is_no_text(folder):
     assert "checkpoint.json" in error_of(folder)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 0, "1", True, None])
 def test_another_format(folder, version):
     edit(folder, format=version)
     assert "format" in error_of(folder)
@@ -151,19 +153,19 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "good", "bad"), [
-    ("step", [0, 7], ["7", 7.0, True, None, [7]]),
-    ("seconds", [0, 1.5], ["1.5", True, None, {}]),
+    ("step", [0, 7], ["7", 7.0, True, None, [7], -5, 10**400]),
+    ("seconds", [0, 1.5], ["1.5", True, None, {}, float("nan"), float("inf"), -1.0, 10**400]),
     ("split_sha256", ["", "ab"], [7, None, ["ab"]]),
     ("config", [{}, {"run": {"seed": 1}}], [[], "x", None, 5]),
     ("scaler", [{}, {"scale": 1.0}], [[], None]),
     ("classes", [[], ["a", "b"]], [5, "ab", None, {"a": 0}, ["a", 1]]),
     ("mean", [[0.5, 0, 1]], ["x", 0.5, None, [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, "x"], [[0.5, 0.5, 0.5]]]),
     ("history", [{"raw": [], "ema": [1, 1.5]}], [{}, [], None, {"raw": []}, {"raw": 1, "ema": []},
-                                                 {"raw": [], "ema": ["x" * 99]}]),
+                                                 {"raw": [], "ema": ["x" * 99]}, {"raw": [101.0], "ema": []}]),
     ("dataset", ["digits"], [7, None]),
-    ("image_size", [None, [8, 8]], [8, [8], [8, 8, 8], ["8", 8]]),
+    ("image_size", [None, [8, 8]], [8, [8], [8, 8, 8], ["8", 8], [0, 8]]),
     ("evaluated_step", [None, 3], ["3", 3.5]),
-    ("world_size", [1, 8], [None, "1"]),
+    ("world_size", [1, 8], [None, "1", 0]),
 ])
 def test_a_fact_is_what_it_must_be(folder, key, good, bad):
     for value in good:
@@ -171,14 +173,53 @@ def test_a_fact_is_what_it_must_be(folder, key, good, bad):
         assert getattr(checkpoint.load(folder).manifest, key) == value
     for value in bad:
         edit(folder, **{key: value})
-        assert error_of(folder).startswith(f"checkpoint.json: '{key}' cannot be {value!r:.60}")
+        assert error_of(folder).startswith(f"checkpoint.json: '{key}' cannot be {show(value)}: damaged")
 
 
 @pytest.mark.parametrize("key", ["step", "config", "dataset", "classes", "mean", "std"])
 def test_a_fact_that_is_not_there(folder, key):
     path = folder / "checkpoint.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(checkpoint.sealed({k: v for k, v in content.items() if k != key})))
     assert error_of(folder).startswith(f"checkpoint.json: has no '{key}'")
+
+
+def test_a_manifest_that_was_edited_is_refused_and_one_of_format_1_is_read(folder):
+    path = folder / "checkpoint.json"
+    whole = path.read_text()
+    for one, other in (('"step": 7', '"step": 6'), ('"ema": [\n   1.5', '"ema": [\n   2.5'),
+                       ('"seconds": 0.0', '"seconds": 1')):
+        assert one in whole
+        path.write_text(whole.replace(one, other))
+        assert "SHA-256 of itself" in error_of(folder)
+    content = json.loads(whole)
+    del content["manifest_sha256"]
+    path.write_text(json.dumps(content))
+    assert "SHA-256 of itself" in error_of(folder)  # leaving it out is no way around it
+    path.write_text(json.dumps(content | {"format": 1}))
+    assert checkpoint.load(folder).manifest.step == 7
+
+
+def test_a_manifest_of_any_size_is_refused_without_being_read(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LARGEST", 100)
+    assert "larger than the 100 bytes" in error_of(folder)
+
+
+def test_reading_while_another_thread_saves(tmp_path):
+    """The arrays of the manifest that was read may be gone when they are opened."""
+    checkpoint.save(tmp_path, ARRAYS, manifest(0))
+    done = threading.Event()
+
+    def write():
+        for step in range(1, 60):
+            checkpoint.save(tmp_path, {"model/w": np.full(3, step, np.float32)}, manifest(step))
+        done.set()
+    thread = threading.Thread(target=write)
+    thread.start()
+    while not done.is_set():
+        saved = checkpoint.load(tmp_path)
+        assert saved.manifest.step in (0, saved.arrays["model/w"].flat[0])
+    thread.join()
 
 
 def test_provenance_stands_beside_the_other_facts(tmp_path):

@@ -90,7 +90,7 @@ def test_a_run_leaves_the_files_it_promises(whole):
     assert ran.stderr == ""
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "split.json", "train.log", "metrics.jsonl", "result.json",
                                                "vdl", "checkpoints"}
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "latest"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best", "latest", "step-80"]
     assert list((run / "vdl").glob("vdlrecords*"))
     assert not list(run.rglob("*.tmp"))
 
@@ -121,7 +121,6 @@ def test_metrics_hold_every_step_and_evaluation(whole):
     evaluations = [line for line in lines if line["kind"] == "eval"]
     assert [line["step"] for line in evaluations] == [40, 80, 100]
     for kind in ("raw", "ema"):
-        assert np.sum(evaluations[0][kind]["confusion"]) == 500  # every test image
         assert 0 <= evaluations[0][kind]["top1"] <= evaluations[0][kind]["top5"] <= 100
 
 
@@ -153,7 +152,9 @@ def test_eval_prints_the_numbers_of_the_log(whole, run_tool, place):
     logged = [line for line in (run / "train.log").read_text().splitlines() if line.startswith(f"eval {STEPS}/")][-1]
     figures = re.search(r"EMA top-1 .*?loss [\d.]+  \|  raw top-1 .*?loss [\d.]+", logged).group()
     assert figures in ran.stdout
-    found, last = json.loads((place / "eval.json").read_text()), lines_of(run / "metrics.jsonl")[-1]
+    found, last = (json.loads(file.read_text()) for file in (place / "eval.json", run / "evaluation.json"))
+    last = last["last"]
+    assert np.sum(last["ema"]["confusion"]) == 500  # every test image
     assert {kind: found[kind] for kind in ("raw", "ema")} == {kind: last[kind] for kind in ("raw", "ema")}
 
 
@@ -234,7 +235,7 @@ def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, p
     arguments = *digits(f"run.dir={run}", f"train.total_steps={STEPS + 1}"), "--resume"
     assert f"train.total_steps: was {STEPS}, now {STEPS + 1};" in run_tool("train", *arguments, cwd=place).stdout
     manifest = run / "checkpoints/latest/checkpoint.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
+    manifest.write_text(json.dumps(checkpoint.sealed(json.loads(manifest.read_text()) | {"world_size": 4})))
     assert cli.main(["train", *map(str, arguments)]) == 2
     assert "by 4 processes, now there are 1" in capsys.readouterr().err
 
@@ -376,7 +377,8 @@ def test_eval_of_what_is_no_checkpoint(tmp_path, whole, capsys):
 def test_eval_of_a_manifest_without_what_it_needs(tmp_path, whole, capsys, key):
     run = shutil.copytree(whole[0], tmp_path / "run")
     manifest = run / "checkpoints/latest/checkpoint.json"
-    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != key}))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(checkpoint.sealed({k: v for k, v in content.items() if k != key})))
     assert cli.main(["eval", str(run)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -385,7 +387,7 @@ def test_eval_of_a_manifest_without_what_it_needs(tmp_path, whole, capsys, key):
 def test_eval_of_a_manifest_with_what_it_cannot_use(tmp_path, whole, capsys, key, value):
     run = shutil.copytree(whole[0], tmp_path / "run")
     manifest = run / "checkpoints/latest/checkpoint.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {key: value}))
+    manifest.write_text(json.dumps(checkpoint.sealed(json.loads(manifest.read_text()) | {key: value})))
     assert cli.main(["eval", str(run)]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -440,7 +442,7 @@ def test_a_run_on_cifar_files(tmp_path, run_tool):
     write_archive(tmp_path / "there", contents())
     ran = run_tool("train", *digits(*CIFAR, "data.num_labeled=10", "train.total_steps=2", "run.dir=run"), cwd=tmp_path)
     assert (ran.code, ran.stderr) == (0, "")
-    assert np.sum(lines_of(tmp_path / "run/metrics.jsonl")[-1]["ema"]["confusion"]) == 20
+    assert np.sum(json.loads((tmp_path / "run/evaluation.json").read_text())["last"]["ema"]["confusion"]) == 20
 
 
 def test_a_run_on_real_cifar10(tmp_path, run_tool, real_cifar10):

@@ -10,7 +10,7 @@ import scipy.io
 from cifar_archive import contents, write_archive
 from running import digits
 
-from fixmatch import cli
+from fixmatch import checkpoint, cli
 from fixmatch.data.sources import svhn
 from fixmatch.data.sources.digits import load_digits
 from fixmatch.evaluation import predictions_csv
@@ -92,7 +92,7 @@ def test_fewer_or_more_classes_or_another_order(run, tmp_path, capsys, change):
     changed = shutil.copytree(run, tmp_path / "run")
     manifest = changed / "checkpoints/latest/checkpoint.json"
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(content | {"classes": change(content["classes"])}))
+    manifest.write_text(json.dumps(checkpoint.sealed(content | {"classes": change(content["classes"])})))
     error = error_of(capsys, changed)
     differing = {9: "number 9 is None", 11: "number 10 is 'ten'", 10: "number 8 is '9'"}
     assert differing[len(change(content["classes"]))] in error
@@ -101,7 +101,8 @@ def test_fewer_or_more_classes_or_another_order(run, tmp_path, capsys, change):
 def test_a_checkpoint_without_classes(run, tmp_path, capsys):
     changed = shutil.copytree(run, tmp_path / "run")
     manifest = changed / "checkpoints/latest/checkpoint.json"
-    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "classes"}))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(checkpoint.sealed({k: v for k, v in content.items() if k != "classes"})))
     assert "has no 'classes'" in error_of(capsys, changed)
 
 

@@ -1,18 +1,23 @@
 """Going on from a checkpoint: all of it or not at all, and with nothing lost."""
 
 import dataclasses
+import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
+import visualdl
 from running import TINY
+from visualdl import LogReader
 
 import fixmatch
-from fixmatch import checkpoint
+from fixmatch import checkpoint, run, trainer
 from fixmatch.checkpoint import CheckpointError
 from fixmatch.config import Config, ModelConfig, TrainConfig
 from fixmatch.data.loader import Batch
 from fixmatch.models import idle_parameters
+from fixmatch.monitor import Monitor
 from fixmatch.step import build_state, train_step
 
 
@@ -82,3 +87,211 @@ def test_saving_right_after_loading_keeps_the_momentum(copy):
     assert after.manifest.evaluated_step == 4
     assert after.part("momentum").keys() == before.part("momentum").keys() != set()
     assert all(np.array_equal(a, after.arrays[name]) for name, a in before.arrays.items())
+
+
+# --- a checkpoint that cannot be read
+
+
+def damage(folder, which: str):
+    arrays = next((folder / "checkpoints" / which).glob("arrays-*"))
+    content = arrays.read_bytes()
+    arrays.unlink()  # and not in place, because the one before it may be the same file
+    arrays.write_bytes(content[:-1])
+
+
+def lines_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_end(one, other):
+    """Weights, momentum, history and log of two runs are the same."""
+    saved, expected = (checkpoint.load(folder / "checkpoints/latest") for folder in (one, other))
+    assert saved.arrays.keys() == expected.arrays.keys()
+    assert all(np.array_equal(a, saved.arrays[name]) for name, a in expected.arrays.items())
+    assert saved.manifest.history == expected.manifest.history
+    figures = [[(line["kind"], line["step"], line.get("loss"), line.get("ema")) for line in lines_of(folder)]
+               for folder in (one, other)]
+    assert figures[0] == figures[1]
+
+
+def test_so_many_checkpoints_are_kept(tmp_path):
+    fixmatch.train(tiny(tmp_path / "run", "train.eval_every=1", "checkpoints.keep=3", "train.eval_batch_size=500"))
+    steps = {path.name: checkpoint.load(path).manifest.step for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert {**steps, "best": None} == {"latest": 4, "step-3": 3, "step-2": 2, "best": None}
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_latest_that_cannot_be_read_costs_the_steps_since_the_one_before(trained, copy, capsys, gone):
+    latest = copy / "checkpoints/latest"
+    shutil.rmtree(copy / "checkpoints/best")
+    if gone:
+        (latest / "checkpoint.json").unlink()  # as after a first save that a full disk cut
+    else:
+        damage(copy, "latest")
+    fixmatch.train(tiny(copy), resume=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if "going on from" in line]
+    assert len(said) == 1
+    assert str(latest) in said[0]
+    assert f"{copy}/checkpoints/step-2, of step 2" in said[0]
+    assert (copy / "checkpoints/damaged-1").exists()
+    assert_same_end(copy, trained)
+
+
+def test_best_is_taken_where_it_is_all_there_is(trained, copy, capsys):
+    saved = checkpoint.load(copy / "checkpoints/step-2")
+    for name in ("latest", "step-2", "best"):
+        shutil.rmtree(copy / "checkpoints" / name)
+    checkpoint.save(copy / "checkpoints/best", saved.arrays, saved.manifest)
+    fixmatch.train(tiny(copy), resume=True)
+    assert f"latest: there is none; going on from {copy}/checkpoints/best, of step 2" in capsys.readouterr().out
+    assert_same_end(copy, trained)
+
+
+def test_a_run_that_has_steps_never_starts_at_step_0(copy):
+    for name in ("latest", "step-2", "best"):
+        damage(copy, name)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"no other checkpoint in .* can be read"):
+        fixmatch.train(tiny(copy), resume=True)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="has evaluations, but"):
+        fixmatch.train(tiny(copy), resume=True)
+    assert [path for path in before if "checkpoints" not in path.parts] == sorted(copy.rglob("*"))
+
+
+def test_a_run_killed_while_it_is_evaluated_has_saved_before(trained, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        raise Killed
+
+    calls = iter([trainer.Trainer._save, killed])
+
+    def killed_after_one(self):
+        next(calls)(self)
+
+    folder = tmp_path / "run"
+    for where, name, stand_in in ((trainer, "evaluate", killed),  # before the evaluation of step 2
+                                  (trainer.Trainer, "_save", killed_after_one)):  # and between it and the save after it
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, stand_in)
+            with pytest.raises(Killed):
+                fixmatch.train(tiny(folder), resume=True)
+        assert checkpoint.load(folder / "checkpoints/latest").manifest.step == 2
+    fixmatch.train(tiny(folder), resume=True)
+    assert_same_end(folder, trained)
+
+
+# --- what a run writes down
+
+
+class StopAfter:
+    """In the place of a recorder: sends the run the signal of a scheduler in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.left, self.done = step, False
+
+    def before(self, *_):
+        pass
+
+    def after(self, *_):
+        self.left -= 1
+        if not self.left:
+            self.done = True
+            signal.raise_signal(signal.SIGTERM)
+
+
+def drawn(folder, kind: str, tag: str) -> list:
+    """The records of a curve, in the file of the folder that VisualDL's server shows."""
+    [(directory, file)] = LogReader(logdir=str(folder / "vdl")).logs().items()
+    return LogReader(file_path=f"{directory}/{file}").get_data(kind, tag)
+
+
+def curve(folder, tag: str) -> list[tuple[int, float]]:
+    return [(point.id, point.value) for point in drawn(folder, "scalar", tag)]
+
+
+def test_a_resumed_run_logs_and_draws_what_one_that_was_never_stopped_does(tmp_path, capsys):
+    settings = "train.total_steps=8", "train.eval_every=4", "run.log_every=3", "train.eval_batch_size=500"
+    fixmatch.train(tiny(tmp_path / "whole", *settings))
+    for step in (2, 3):  # after steps 2 and 5 of the run
+        with pytest.raises(run.Interrupted):
+            fixmatch.train(tiny(tmp_path / "run", *settings), resume=True, recorder=StopAfter(step))
+        shutil.rmtree(tmp_path / "run/vdl")  # it is made again from metrics.jsonl
+        (tmp_path / "run/vdl").mkdir()
+        (tmp_path / "run/vdl/vdlrecords.9999999999.log").write_bytes(b"of a run with another name of it")
+    fixmatch.train(tiny(tmp_path / "run", *settings), resume=True)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    for line, other in zip(*map(lines_of, (tmp_path / "run", tmp_path / "whole")), strict=True):
+        differing = {key for key in line if line[key] != other[key]}
+        assert differing <= {"time", "images_per_second", "data_wait"}
+    train = [(line["step"], line["steps"]) for line in lines_of(tmp_path / "run") if line["kind"] == "train"]
+    assert train == [(1, 1), (3, 2), (6, 3), (8, 2)]
+    for tag, steps in {"3_training/loss": [1, 3, 6, 8], "2_evaluation/ema_top1": [4, 8]}.items():
+        assert [step for step, _ in curve(tmp_path / "run", tag)] == steps
+        assert curve(tmp_path / "run", tag) == curve(tmp_path / "whole", tag)
+    assert [point.id for point in drawn(tmp_path / "run", "histogram", "ssl/confidence")] == [1, 3, 6, 8]
+
+
+def test_another_log_every_says_how_many_steps_a_line_is_of(tmp_path):
+    folder, settings = tmp_path / "run", ("train.total_steps=7", "train.eval_every=7", "train.eval_batch_size=500")
+    with pytest.raises(run.Interrupted):
+        fixmatch.train(tiny(folder, *settings, "run.log_every=4"), recorder=StopAfter(3))
+    fixmatch.train(tiny(folder, *settings, "run.log_every=2"), resume=True)
+    train = [(line["step"], line["steps"]) for line in lines_of(folder) if line["kind"] == "train"]
+    assert train == [(1, 1), (4, 3), (6, 2), (7, 1)]
+
+
+def test_whole_matrices_are_kept_of_the_last_and_the_best_evaluation_alone(trained):
+    content, history = json.loads((trained / "evaluation.json").read_text()), ema_history(trained)
+    assert content.keys() == {"last", "best"}
+    assert content["last"]["step"] == 4
+    assert content["best"]["step"] == 2 * (1 + history.index(max(history)))
+    for found in content.values():
+        assert np.sum(found["ema"]["confusion"]) == np.sum(found["raw"]["confusion"]) == 500
+    assert all(line[name].keys() == {"top1", "top5", "loss"} for line in lines_of(trained) if line["kind"] == "eval"
+               for name in ("raw", "ema"))
+
+
+def ema_history(folder) -> list[float]:
+    return checkpoint.load(folder / "checkpoints/latest").manifest.history["ema"]
+
+
+def after_step(monkeypatch, step: int, action) -> None:
+    right = Monitor.record
+
+    def record(self, done, *rest):
+        if done == step:
+            action()
+        right(self, done, *rest)
+    monkeypatch.setattr(Monitor, "record", record)
+
+
+def test_a_log_that_is_deleted_under_a_run_is_said_and_begun_anew(tmp_path, monkeypatch, capsys):
+    after_step(monkeypatch, 3, (tmp_path / "run/metrics.jsonl").unlink)
+    fixmatch.train(tiny(tmp_path / "run"))
+    assert "metrics.jsonl: was deleted or replaced while the run trained" in capsys.readouterr().out
+    assert [line["step"] for line in lines_of(tmp_path / "run")] == [3, 4, 4]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_folder_that_is_moved_away_stops_the_run(tmp_path, monkeypatch, again):
+    def move():
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        if again:
+            (tmp_path / "run").mkdir()
+    after_step(monkeypatch, 3, move)
+    with pytest.raises(OSError, match="the run folder was moved or removed while the run trained"):
+        fixmatch.train(tiny(tmp_path / "run"))
+    assert not list(tmp_path.glob("run/*"))
+    monkeypatch.undo()
+    fixmatch.train(tiny(tmp_path / "elsewhere"), resume=True)
+
+
+def test_a_visualdl_that_fails_costs_its_curves_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def broken(self, *arguments):
+        raise TypeError("Descriptors cannot be created directly")
+    monkeypatch.setattr(visualdl.LogWriter, "add_scalar", broken)
+    fixmatch.train(tiny(tmp_path / "run"))
+    assert capsys.readouterr().out.count("VisualDL failed (TypeError: Descriptors cannot be created directly)") == 1

@@ -14,9 +14,10 @@ from fixmatch.ema import EMA
 from fixmatch.evaluation import evaluate, score, summarize
 from fixmatch.losses import FixMatchLoss, cross_entropy, fixmatch_loss, pseudo_label
 from fixmatch.metrics import Window, commonest_class, row_of
+from fixmatch.metrics_file import drop_later_lines
 from fixmatch.models import build_model
 from fixmatch.models.layers import BatchNorm2D
-from fixmatch.monitor import Monitor, describe, drop_later_lines, duration
+from fixmatch.monitor import Monitor, describe, duration
 from fixmatch.normalize import Normalize
 from fixmatch.optimizer import TwoGroupSGD, decays
 from fixmatch.schedule import build_scheduler, cosine_7_16
@@ -380,6 +381,9 @@ def test_top_5_of_few_classes_is_left_out():
 
 def test_only_whole_lines_up_to_the_step_are_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n5\n[]\n{"step": "a"}\n{}\n{"step": 3}\n{"step": 2}\n{"ste')
-    drop_later_lines(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    train, evaluation = '{"kind": "train", "step": %d}\n', '{"kind": "eval", "step": %d}\n'
+    others = '5\n[]\n{"kind": "train", "step": "a"}\n{}\n' + "[" * 100_000 + '\n{"kind": "train", "step": 1, "x": "'
+    path.write_bytes(b"".join([(train % 1 + evaluation % 1 + others).encode(), b'\xff"}\n', b"\0" * 2**21 + b"\n",
+                               (train % 3 + train % 2 + evaluation % 2 + train % 1).encode()[:-1]]))
+    drop_later_lines(path, 2, 1)
+    assert path.read_text() == train % 1 + evaluation % 1 + train % 2

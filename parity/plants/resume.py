@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from fixmatch import checkpoint, monitor, optimizer, trainer
+from fixmatch import checkpoint, metrics_file, optimizer, trainer
 from fixmatch.data.loader import Loader
 from parity.plants.plant import Patch, Plant
 
@@ -109,11 +109,11 @@ def _best_never_beaten(patch: Patch) -> None:
 
 
 def _log_not_cut(patch: Patch) -> None:
-    patch(monitor, "drop_later_lines", lambda path, step: None)
+    patch(metrics_file, "drop_later_lines", lambda path, *_: None)
 
 
 def _log_begun_anew(patch: Patch) -> None:
-    patch(monitor, "drop_later_lines", lambda path, step: path.write_text("") if path.exists() else None)
+    patch(metrics_file, "drop_later_lines", lambda path, *_: path.write_text("") if path.exists() else None)
 
 
 def _weights_rounded(patch: Patch) -> None:
