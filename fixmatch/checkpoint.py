@@ -49,6 +49,7 @@ class Manifest:
     # top-1 percents of all evaluations, oldest first
     history: dict[str, list[float]] = field(default_factory=lambda: {"raw": [], "ema": []})
     split_sha256: str = ""
+    data_sha256: dict[str, str] = field(default_factory=dict)  # of images and labels: {"train": ..., "test": ...}
     world_size: int = 1  # ranks that train
     scaler: dict = field(default_factory=dict)  # of mixed precision; empty without it
     provenance: dict = field(default_factory=dict)  # versions, commit, machine, parity verdict
@@ -88,7 +89,7 @@ _PATTERNS = {
     "step": _COUNT, "config": {}, "dataset": str, "classes": [str], "mean": (_Within(),) * 3, "std": (_Within(),) * 3,
     "image_size": {(_SIDE, _SIDE), None}, "seconds": _Within(0), "train_seconds": _Within(0),
     "evaluated_step": {_COUNT, None}, "history": {"raw": [_PERCENT], "ema": [_PERCENT]}, "split_sha256": str,
-    "world_size": range(1, 2**31), "scaler": {}}
+    "data_sha256": {}, "world_size": range(1, 2**31), "scaler": {}}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import signal
 import sys
 
 from fixmatch.config import Config
+from fixmatch.log import discard, printable
 from fixmatch.runtime import NO_PADDLE, has_paddle
 from fixmatch.settings import meant, suggest
 from fixmatch.usage import OPTIONAL, command
@@ -78,7 +79,9 @@ def guarded(run) -> int:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools set another one while modules load
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except Interrupted as error:  # the run has said it
         return EXIT_CODES[type(error)]
     except tuple(EXIT_CODES) as error:
@@ -91,12 +94,12 @@ def guarded(run) -> int:
     except MemoryError as error:
         return fail(f"not enough memory: {error or 'smaller batches or images need less'}", 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
-        sys.stderr.close()
+        discard(sys.stdout)
         return 1
     except OSError as error:
         return fail(f"{error.filename or 'writing'}: {error.strerror or error}", 1)
 
 
 def fail(what, code: int) -> int:
-    print("error: " + str(what).replace("\n", "\\n"), file=sys.stderr)
+    print(f"error: {printable(str(what))}", file=sys.stderr)
     return code

@@ -1,6 +1,7 @@
 """What a run starts from: its data set, its split, its batches, and the checkpoint that it goes on from."""
 
 import dataclasses
+import itertools
 import pathlib
 from dataclasses import dataclass
 
@@ -70,6 +71,7 @@ def read_inputs(config: Config, resume: bool, rank: int, world_size: int) -> Inp
     manifest = Manifest(
         step=0, config=to_dict(config), dataset=source.name, classes=source.classes, mean=source.mean, std=source.std,
         image_size=source.train.images.shape[1:3], split_sha256=split.sha256(), world_size=world_size,
+        data_sha256={"train": source.train.sha256(), "test": source.test.sha256()},
         provenance={**provenance(), "seed": config.run.seed, **({"init": origin} if origin else {})})
     if saved:
         _check_resumable(config, saved.manifest, manifest)
@@ -155,8 +157,22 @@ def _check_resumable(config: Config, before: Manifest, now: Manifest) -> None:
     if before.world_size != now.world_size:
         raise ConfigError(f"--resume: {run} was trained by {before.world_size} processes, now there are "
                           f"{now.world_size}; launch as many as before")
+    _check_same_data(run, before, now)
     if before.split_sha256 != now.split_sha256:
         raise ConfigError(f"--resume: {run}/split.json is not the split of the checkpoint{_way_on(run)}")
+
+
+def _check_same_data(run: str, before: Manifest, now: Manifest) -> None:
+    """Raises ConfigError where images, labels or class names are not those that the run has been trained on."""
+    change = f"; give it back its data (data.root){_way_on(run)}"
+    for index, (was, name) in enumerate(itertools.zip_longest(before.classes, now.classes)):
+        if was != name:
+            raise ConfigError(f"--resume: {run} was trained on {len(before.classes)} classes, of which number {index} "
+                              f"is {was!r}; of the {len(now.classes)} of {now.dataset} it is {name!r}{change}")
+    for part, images in (("train", "training"), ("test", "test")):
+        if before.data_sha256.get(part, now.data_sha256[part]) != now.data_sha256[part]:  # format 1 has none
+            raise ConfigError(f"--resume: {run}: the {images} images of {now.dataset}, or their labels, are not those "
+                              f"that the run began with{change}")
 
 
 def _way_on(run) -> str:

@@ -6,8 +6,10 @@ progress bar shows the same.
 """
 
 import contextlib
+import errno
 import logging
 import logging.handlers
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -18,14 +20,39 @@ LOGGER = logging.getLogger("fixmatch")
 _REMEMBERED = 10_000  # records said before there is a run folder
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with an escape such as \\n for what cannot be printed: names in data may hold anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def discard(stream) -> None:
+    """Sends what is still to be written to `stream` nowhere, because its reader has left: Python would complain."""
+    with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class _Lines(logging.Formatter):
+    """Escapes what cannot be printed, but for the ends of lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 class _Terminal(logging.Handler):
-    """Prints to standard output without tearing a progress bar."""
+    """Prints to standard output without tearing a progress bar. Its reader may leave: train.log has it all."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "behind_bar", False):
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # such as a full disk that it is redirected to
+                raise
+            discard(sys.stdout)
 
 
 class _File(logging.FileHandler):
@@ -45,6 +72,7 @@ class RunLog:
 
     def open(self, path: pathlib.Path) -> None:
         self._file = _File(path, encoding="utf-8")
+        self._file.setFormatter(_Lines())
         self._memory.setTarget(self._file)
         LOGGER.removeHandler(self._memory)
         self._memory.flush()
@@ -61,6 +89,7 @@ class RunLog:
 def shown(quiet: bool = False) -> Iterator[None]:
     """Shows what is said on the terminal for the length of a with block; nothing of it with `quiet`."""
     terminal, level = _Terminal(), LOGGER.level
+    terminal.setFormatter(_Lines())
     if not quiet:
         LOGGER.addHandler(terminal)
     LOGGER.setLevel(logging.INFO)

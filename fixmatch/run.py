@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from fixmatch.checkpoint import CheckpointError, load_weights
 from fixmatch.config import OWN_IMAGES, Config, ConfigError, from_dict, to_yaml
 from fixmatch.data import DataError, load_source
 from fixmatch.data.dataset import Source
+from fixmatch.data.dataset import shown as shown_name
+from fixmatch.data.loader import LoaderError
 from fixmatch.data.split import save_split
 from fixmatch.evaluation import Scores, predict, score
 from fixmatch.files import write_atomic
@@ -38,6 +41,7 @@ from fixmatch.report.figures import interval
 from fixmatch.runfolder import RunFolder
 from fixmatch.runtime import mixed_precision, select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
+from fixmatch.signals import ended_by_signals
 from fixmatch.trainer import Trainer
 from fixmatch.usage import command
 
@@ -48,7 +52,7 @@ class Interrupted(KeyboardInterrupt):
 
 EXIT_CODES = {  # of a process that such an exception ends, which the other ranks of its training then raise, too
     ConfigError: 2, DataError: 2, CheckpointError: 2, SelfCheckFailed: 3, NonFinite: 4, Interrupted: 130,
-    KeyboardInterrupt: 130, RankLost: 1}
+    KeyboardInterrupt: 130, LoaderError: 1, RankLost: 1}
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
     """
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(shown(quiet=distributed.rank() > 0))
+        cleanup.enter_context(ended_by_signals())
         log = RunLog()
         cleanup.callback(log.close)
         device = _use_device(config)
@@ -116,13 +121,11 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
             _agree(data_facts(inputs))
         trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
         trainer.recorder = recorder
+        inputs.manifest.provenance["operators"] = f"{device}; OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
         LOGGER.info(_headline(config, inputs, trainer, device))
         if inputs.start:
             LOGGER.info(inputs.start.load(trainer.state.ema, inputs.source.classes))
-        for line in notes.before_training(config, inputs.source, inputs.split):
-            LOGGER.info(line)
-        if config.train.amp != "off" and device.startswith("cpu"):
-            LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")
+        _say_notes(config, inputs, device)
         if check:
             _judge(config, inputs, check)
         if resume:
@@ -229,6 +232,13 @@ def _headline(config: Config, inputs: Inputs, trainer: Trainer, device: str) -> 
             f"{batch} a step{together}, {train.total_steps:,} steps")
 
 
+def _say_notes(config: Config, inputs: Inputs, device: str) -> None:
+    for line in notes.before_training(config, inputs.source, inputs.split):
+        LOGGER.info(line)
+    if config.train.amp != "off" and device.startswith("cpu"):
+        LOGGER.info("train.amp: mixed precision needs a GPU; training in float32")
+
+
 def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:
     """Waits for the self-check and keeps its verdict. Raises SelfCheckFailed."""
     folder, verdict = inputs.folder, check.result()
@@ -280,10 +290,22 @@ def _restore(config: Config, inputs: Inputs, trainer: Trainer) -> None:
         LOGGER.info(inputs.fallback)
         trainer.renew_latest()
     LOGGER.info(f"{inputs.folder}: resuming after step {trainer.step}")
+    _say_what_changed(inputs.saved.manifest.provenance, inputs.manifest.provenance)
     was, now = inputs.saved.manifest.config["train"]["total_steps"], config.train.total_steps
     if was != now:
         LOGGER.info(f"train.total_steps: was {was:,}, now {now:,}; the learning rate follows the new schedule from "
                     "here on")
+
+
+def _say_what_changed(before: dict, now: dict) -> None:
+    """One line for each thing that rounds differently: operators with their threads, versions."""
+    versions = before.get("versions") if isinstance(before.get("versions"), dict) else {}
+    facts = {"operators": (before.get("operators"), now["operators"]),
+             **{name: (versions.get(name), version) for name, version in now["versions"].items()}}
+    for name, (was, used) in facts.items():
+        if was is not None and was != used:
+            LOGGER.info(f"{name}: was {shown_name(str(was))}, now {used}; sums may differ in their last digits from "
+                        "here on")
 
 
 # --- the training itself

@@ -7,6 +7,8 @@ key, which value, and where it can, what was probably meant.
 
 import dataclasses
 import difflib
+import itertools
+import math
 import os
 import pathlib
 import reprlib
@@ -15,6 +17,12 @@ import typing
 from dataclasses import field
 
 import yaml
+
+from fixmatch.files import read_text
+
+_LARGEST = 100_000  # bytes of a YAML file, which PyYAML reads in about a second; one with every key has 900
+_MOST_NODES = 10_000
+_MOST_BRACKETS = 1_000  # PyYAML's time grows with the square of those that are open
 
 
 class ConfigError(ValueError):
@@ -140,7 +148,7 @@ def _read_file(table: type, path: pathlib.Path, settings: Settings, seen: tuple)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base: the files include each other")
     try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
+        tree = _parse_yaml(read_text(path, _LARGEST))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file{_suggest_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -173,12 +181,33 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse_yaml(text: str):
-    """Raises yaml.YAMLError for everything that it cannot read."""
+    """Raises yaml.YAMLError for everything that it cannot read, and for what would take too long or too much memory."""
+    if text.count("[") + text.count("{") > _MOST_BRACKETS:
+        raise yaml.MarkedYAMLError(problem=f"more than {_MOST_BRACKETS:,} brackets")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506, it is a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _MOST_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NODES:,} values, with all aliases written out")
+        return loader.construct_document(node)
     except (ValueError, LookupError, AttributeError, RecursionError) as error:
         # a 13th month, a number of 5,000 digits; !!int ''; !!timestamp x; 5,000 brackets
         raise yaml.MarkedYAMLError(problem=str(error)) from None
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes there are once aliases are replaced by what they stand for; infinitely many where they go round.
+
+    Nine aliases in each of nine lists are 500 bytes of YAML and 9^9 values.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until its parts are counted: what meets it below itself goes round
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        every = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_size(part, known) for part in every)
+    return known[id(node)]
 
 
 def _flatten(table: type, tree: dict, where: str, settings: Settings) -> None:

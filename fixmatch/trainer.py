@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,6 +21,7 @@ from fixmatch.metrics import COLUMNS, NonFinite
 from fixmatch.models import idle_parameters
 from fixmatch.normalize import to_device
 from fixmatch.recorder import Recorder
+from fixmatch.signals import stop_signal
 
 
 @paddle.no_grad()
@@ -217,30 +217,3 @@ class Trainer:
         elif step:  # of a converted file, which may have none
             LOGGER.info("the checkpoint has no momentum, so it starts from zero")
         optimizer.load_state({name: paddle.to_tensor(a) for name, a in arrays.items()})
-
-
-class StopSignal:
-    """Set by the first SIGINT or SIGTERM; a SIGINT after that interrupts at once. Launchers repeat their SIGTERM."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __call__(self, number, frame):
-        if self.requested:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
-        self.requested = True
-        with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line
-            LOGGER.info("\nstopping after this step; press Ctrl-C again to stop at once, without a checkpoint")
-
-
-@contextlib.contextmanager
-def stop_signal():
-    stop = StopSignal()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

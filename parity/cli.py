@@ -5,13 +5,12 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import signal
 
 import paddle
 
-from fixmatch.cli import Parser, fail
+from fixmatch.cli import Parser, fail, guarded
 from fixmatch.config import ConfigError, from_dict, load_config
-from fixmatch.data import NUM_CLASSES, DataError
+from fixmatch.data import NUM_CLASSES
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
@@ -29,21 +28,23 @@ _NOT_IN_SELF_CHECK = ("stage", "steps")
 _NEEDS_TORCH = ("write_goldens", "mutation_score", "reprod_log", "seeds", "real_images")
 
 
-class UsageError(ValueError):
+class UsageError(ConfigError):
     """A combination of arguments that cannot be run."""
 
 
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tool sets another one while modules load
+    return guarded(lambda: _checked(args, parser))
+
+
+def _checked(args, parser: argparse.ArgumentParser) -> int:
+    """Runs the command; a file that cannot be written is wrong usage, as exit code 1 says that something diverged."""
+    _check_usage(args, parser)
     try:
-        _check_usage(args, parser)
         return _run(args)
-    except (ConfigError, DataError, UsageError, prove.NotRecorded) as error:
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 
+from fixmatch.config import ConfigError
 from fixmatch.usage import OPTIONAL
 from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
@@ -13,7 +14,7 @@ from parity.stages import Stage, StageResult, isolate, run_chosen, run_stage
 _RECORDED = (*stages.TOGETHER, "loss", "augment")  # the reference of `augment` is Pillow, which is always there
 
 
-class NotRecorded(ValueError):
+class NotRecorded(ConfigError):
     """A stage that was asked for without Torch and that no golden holds."""
 
 

@@ -23,7 +23,7 @@ from fixmatch.config import load_config
 from fixmatch.data.sources.digits import load_digits
 from fixmatch.data.split import load_split
 from fixmatch.inputs import read_data
-from fixmatch.trainer import StopSignal
+from fixmatch.signals import StopSignal
 
 STEPS = 100
 

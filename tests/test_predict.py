@@ -248,6 +248,7 @@ def test_weights_that_are_no_numbers(run, photos, tmp_path, capsys):
 def test_a_checkpoint_that_does_not_say_its_image_size(run, photos, tmp_path, capsys):
     folder = shutil.copytree(run / "checkpoints/latest", tmp_path / "old")
     content = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps({k: v for k, v in content.items() if k != "image_size"}))
+    (folder / "checkpoint.json").write_text(  # as the first format had it
+        json.dumps({k: v for k, v in content.items() if k not in ("image_size", "manifest_sha256")} | {"format": 1}))
     assert cli.main(["predict", str(folder), f"{photos}/01.png"]) == 2
     assert 'write "image_size": [height, width] into its checkpoint.json' in capsys.readouterr().err

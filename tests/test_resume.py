@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import signal
 
@@ -12,9 +13,11 @@ from running import TINY
 from visualdl import LogReader
 
 import fixmatch
-from fixmatch import checkpoint, run, trainer
+from fixmatch import checkpoint, inputs, run, trainer
 from fixmatch.checkpoint import CheckpointError
-from fixmatch.config import Config, ModelConfig, TrainConfig
+from fixmatch.config import Config, ConfigError, ModelConfig, TrainConfig
+from fixmatch.curves import Curves
+from fixmatch.data.dataset import DataError, Dataset
 from fixmatch.data.loader import Batch
 from fixmatch.models import idle_parameters
 from fixmatch.monitor import Monitor
@@ -209,7 +212,8 @@ def drawn(folder, kind: str, tag: str) -> list:
 
 
 def curve(folder, tag: str) -> list[tuple[int, float]]:
-    return [(point.id, point.value) for point in drawn(folder, "scalar", tag)]
+    points = [(point.id, point.value) for point in drawn(folder, "scalar", tag)]
+    return [point for point in points if not math.isnan(point[1])]  # its page leaves these out
 
 
 def test_a_resumed_run_logs_and_draws_what_one_that_was_never_stopped_does(tmp_path, capsys):
@@ -295,3 +299,49 @@ def test_a_visualdl_that_fails_costs_its_curves_and_not_the_run(tmp_path, monkey
     monkeypatch.setattr(visualdl.LogWriter, "add_scalar", broken)
     fixmatch.train(tiny(tmp_path / "run"))
     assert capsys.readouterr().out.count("VisualDL failed (TypeError: Descriptors cannot be created directly)") == 1
+
+
+# --- what must be the same, and what is said where it is not
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda source: source.train.images.__setitem__((5, 3, 3, 0), 77), "the training images of digits"),
+    (lambda source: source.test.images.__setitem__((5, 3, 3, 0), 77), "the test images of digits"),
+    (lambda source: source.train.labels.__setitem__(slice(None), source.train.labels[::-1]), "labels"),
+    (lambda source: {"classes": (*source.classes[:8], "9", "8")}, "number 8 is '8'; of the 10 of digits it is '9'")])
+def test_data_that_changed_are_refused(trained, monkeypatch, change, said):
+    right, before = inputs.load_source, sorted(trained.rglob("*"))
+
+    def changed(config):
+        source = right(config)
+        source = dataclasses.replace(source, train=Dataset(source.train.images.copy(), source.train.labels.copy()),
+                                     test=Dataset(source.test.images.copy(), source.test.labels.copy()))
+        return dataclasses.replace(source, **(change(source) or {}))
+    monkeypatch.setattr(inputs, "load_source", changed)
+    with pytest.raises((ConfigError, DataError), match=said) as caught:
+        fixmatch.train(tiny(trained, "train.total_steps=5"), resume=True)
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_other_threads_operators_or_versions_are_said(copy, capsys):
+    facts = checkpoint.load(copy / "checkpoints/latest").manifest.provenance
+    versions = {**facts["versions"], "paddle": "2.6"}
+    change(copy, provenance={**facts, "operators": "gpu:0\x1b[31m", "versions": versions})
+    fixmatch.train(tiny(copy), resume=True)
+    said = capsys.readouterr().out
+    assert "operators: was 'gpu:0\\x1b[31m', now cpu" in said
+    assert f"paddle: was 2.6, now {facts['versions']['paddle']}; sums may differ" in said
+
+
+def test_the_curves_of_a_whole_run_fit_on_a_disk(trained, tmp_path):
+    """Of 2^20 steps on 10 classes with the default settings: metrics.jsonl and vdl/ together below 200 MB."""
+    by_kind = {line["kind"]: line for line in lines_of(trained)}
+    times = {"train": 2**20 // Config().run.log_every, "eval": 2**20 // Config().train.eval_every}
+    lines = sum(times[kind] * len(json.dumps(line)) for kind, line in by_kind.items())
+    sizes = []
+    for count in (10, 110):
+        curves = Curves(tmp_path / str(count), 10, [by_kind["train"], by_kind["eval"]] * count)
+        curves.close()
+        sizes.append(sum(file.stat().st_size for file in (tmp_path / str(count)).iterdir()))
+    assert 10_000 < lines + (sizes[1] - sizes[0]) / 100 * times["train"] < 200e6

@@ -160,7 +160,7 @@ def test_a_run_counts_its_skipped_steps_and_resumes_bit_for_bit(tmp_path, monkey
     assert all(np.array_equal(ours.arrays[name], array) for name, array in expected.arrays.items())
 
     path = tmp_path / "stopped/checkpoints/latest/checkpoint.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaler": {"scale": "large"}}))
+    path.write_text(json.dumps(checkpoint.sealed(json.loads(path.read_text()) | {"scaler": {"scale": "large"}})))
     with pytest.raises(CheckpointError, match="scaler"):
         fixmatch.train(config_of(tmp_path / "stopped"), resume=True)
 

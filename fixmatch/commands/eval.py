@@ -8,6 +8,7 @@ from fixmatch.cli import Parser, add_overrides
 from fixmatch.config import OWN_IMAGES
 from fixmatch.evaluation import predictions_csv
 from fixmatch.files import write_atomic
+from fixmatch.log import printable
 from fixmatch.monitor import describe
 from fixmatch.report.figures import interval
 
@@ -31,12 +32,12 @@ def main(argv: list[str]) -> int:
         images = source.test_paths or range(len(source.test))
         write_atomic(args.predictions,
                      predictions_csv(images, found.ema_logits, source.test.labels, source.classes))
-    print(f"{found.folder}  step {found.step}  {describe(scores)}")
+    print(f"{printable(str(found.folder))}  step {found.step}  {describe(scores)}")
     if source.name in OWN_IMAGES[1]:
         low, high = interval(scores["ema"].top1, len(source.test))
         print(f"  with {len(source.test):,} test images the EMA's top-1 is known to lie in {low:.1f} to {high:.1f} % "
               "(95 % interval)")
-    for index, name in enumerate(source.classes):
+    for index, name in enumerate(map(printable, source.classes)):
         accuracies = [scores[kind].per_class[index] for kind in ("ema", "raw")]
         print(f"  {name:<20} " + "  ".join(f"{kind} {a:6.2f} %" if a is not None else f"{kind}      -"
                                            for kind, a in zip(("EMA", "raw"), accuracies, strict=True)))

@@ -8,6 +8,7 @@ is to start at another step. A batch has B labeled images and M = mu * B unlabel
 import collections
 import concurrent.futures
 import functools
+import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,11 +16,16 @@ import numpy as np
 
 from fixmatch.data.augment import ctaugment, randaugment, views
 from fixmatch.data.augment.recipes import POLICIES
-from fixmatch.data.dataset import Dataset
+from fixmatch.data.dataset import Dataset, one_line
 from fixmatch.data.split import Split
+from fixmatch.log import LOGGER
 
 EXPAND_STEPS = 1024  # the labeled set is repeated until a pass lasts this many steps (the reference's "expand labels")
 _LABELED_ORDER, _UNLABELED_ORDER, _AUGMENTATION = range(3)  # each has a random stream of its own, so named in its seed
+
+
+class LoaderError(RuntimeError):
+    """A batch that could not be made; the message is one line."""
 
 
 class Batch(NamedTuple):
@@ -125,7 +131,7 @@ class Loader:
             ready = collections.deque()
             try:
                 for step in range(first_step, last_step):
-                    ready.append(pool.submit(self.batch, step))
+                    ready.append(pool.submit(self._made, step))
                     if len(ready) > self.ahead:
                         yield ready.popleft().result()
                 while ready:
@@ -133,3 +139,14 @@ class Loader:
             finally:
                 for future in ready:
                     future.cancel()
+
+    def _made(self, step: int) -> Batch | ProbedBatch:
+        """The batch of `step`, in a background thread. What fails there is raised by `batches` as one line."""
+        try:
+            return self.batch(step)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            LOGGER.info(traceback.format_exc(), extra={"behind_bar": True})  # for train.log
+            raise LoaderError(f"the batch of step {step + 1} could not be made ({type(error).__name__}: "
+                              f"{one_line(error)}); train.log has the traceback") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fixmatch.data.dataset import DataError, shown
-from fixmatch.files import write_atomic
+from fixmatch.files import read_text, write_atomic
 
 _STREAM = 4  # the seed's random stream that splits are drawn from; the loader and the preview have 0 to 3
 
@@ -114,7 +114,7 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
     Raises:
         DataError: the file is damaged, or belongs to other data or settings.
     """
-    split, facts = _parse_split(path)
+    split, facts = _parse_split(path, largest=2**24 + 50 * len(labels))
     if (facts["dataset"], facts["num_images"]) != (dataset, len(labels)):
         raise DataError(f"{path}: made for {facts['dataset']} with {facts['num_images']} images, "
                         f"not for {dataset} with {len(labels)}")
@@ -137,16 +137,16 @@ def load_split(path: pathlib.Path, dataset: str, labels: np.ndarray, num_labeled
     return split
 
 
-def _parse_split(path: pathlib.Path) -> tuple[Split, dict]:
+def _parse_split(path: pathlib.Path, largest: int) -> tuple[Split, dict]:
     """The split that an undamaged file holds, and what the file says of the data set that it was made for."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, largest))
         split = Split(*(np.array(content[key], dtype=np.int64).reshape(-1) for key in ("labeled", "unlabeled")))
         facts = {key: content[key] for key in ("dataset", "num_images", "labels_sha256", "sha256")}
         facts["held_out"] = [str(name) for name in content.get("held_out", ())]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: not a split file ({type(error).__name__}: {error})") from None
     if facts["sha256"] != split.sha256():
         raise DataError(f"{path}: its SHA-256 does not fit its indices: it was edited or damaged")

@@ -10,6 +10,8 @@ import numpy as np
 
 from fixmatch.data.dataset import DataError, one_line
 
+_MOST_READS = 1_000_000  # the largest official file, the training images of CIFAR-100, takes less than half of it
+
 
 def unpickle(blob: bytes, where: str) -> dict:
     """The dict that a pickle holds, with its keys as text and with arrays of uint8 as the attribute `uint8` of a value.
@@ -36,11 +38,12 @@ class _ArraysOnly(pickle._Unpickler):
     """An unpickler that admits what arrays, lists, dicts, numbers and strings are pickled with, and nothing else.
 
     A pickle must not get more memory than it fills, either. That is why NumPy's own classes are replaced, and why this
-    is the unpickler written in Python: the C one makes room for any memo index that a pickle names.
+    is the unpickler written in Python: the C one makes room for any memo index that a pickle names. Nor may it take
+    longer than the largest of the official files by much.
     """
 
     def __init__(self, blob: bytes):
-        super().__init__(io.BytesIO(blob), encoding="bytes")
+        super().__init__(_Counted(blob), encoding="bytes")
         self.left_to_encode = len(blob)
 
     def find_class(self, module, name):
@@ -58,6 +61,25 @@ class _ArraysOnly(pickle._Unpickler):
         if encoding != "latin1" or self.left_to_encode < 0:
             raise pickle.UnpicklingError("it encodes what is no bytes object")
         return text.encode("latin1")
+
+
+class _Counted(io.BytesIO):
+    """A pickle of bounded length in instructions: each is one read or more."""
+
+    left = _MOST_READS
+
+    def read(self, size=-1):
+        self._count()
+        return super().read(size)
+
+    def readline(self, size=-1):
+        self._count()
+        return super().readline(size)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it has more than {_MOST_READS:,} instructions, which no image archive needs")
 
 
 class _PickledDtype:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from fixmatch.data.dataset import DataError, shown
 from fixmatch.data.sources.folder.listing import Files, Listing
 
+_LONGEST_LINE = 2**20  # bytes
 _Row = tuple[str, str, int]  # path, label ("" where the class is not known), line
 
 
@@ -74,7 +75,8 @@ def _rows(file: pathlib.Path) -> Iterator[_Row]:
     """Gives every row of a CSV file, in its order. Raises DataError."""
     try:
         with open(file, "rb") as lines:
-            yield from _parse(file, csv.reader(_decoded(file, lines), strict=True))
+            pieces = iter(lambda: lines.readline(_LONGEST_LINE + 1), b"")
+            yield from _parse(file, csv.reader(_decoded(file, pieces), strict=True))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; data.root needs train.csv, and may have test.csv, "
                         "each with the columns path,label") from None
@@ -105,6 +107,8 @@ def _parse(file: pathlib.Path, reader) -> Iterator[_Row]:
 def _decoded(file: pathlib.Path, lines: Iterable[bytes]) -> Iterator[str]:
     """Gives the lines as text, without the mark that Excel puts in front. Raises DataError if they are not UTF-8."""
     for number, line in enumerate(lines, 1):
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{file}: line {number}: longer than {_LONGEST_LINE:,} bytes; a line names one image")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
