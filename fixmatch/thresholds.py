@@ -101,8 +101,8 @@ POLICIES = {"fixed": fixed, "flexmatch": flexmatch, "freematch": freematch, "sof
 def fairness(logits_u_s, weight, state: State):
     """FreeMatch's term against collapse to few classes, [] with gradient: to be added to the loss.
 
-    Over the strong views whose pseudo-label counts: their mean prediction, divided by the histogram of their own hard
-    predictions, is to have the distribution that the state has of the weak views. 0 where none counts.
+    It is over the strong views of this rank whose pseudo-label counts. Their mean prediction, divided by the histogram of
+    their own hard predictions, is to have the distribution that the state has of the weak views. 0 where none counts.
 
     Args:
         logits_u_s: [M, K] of the strong views.

@@ -72,12 +72,16 @@ def narrowed(case: Case) -> Case:
 
 
 def _short(case: Case) -> Config:
-    """A few images a rank, every pseudo-label counted, and statistics that `constant` can take from one batch."""
+    """A few images a rank, every pseudo-label counted, and statistics that `constant` can take from one batch.
+
+    FreeMatch's fairness term is over each rank's own images, so that no whole batch has the same.
+    """
+    lambda_e = {"lambda_e": 0.0} if case.config.ssl.policy == "freematch" else {}
     config = short_config(case, pathlib.Path("unused"), ranks_worker.STEPS)
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, bn_momentum=0.0),
         train=dataclasses.replace(config.train, batch_size=2, mu=2, clip_grad_norm=0.0, amp="off"),
-        ssl=dataclasses.replace(config.ssl, threshold=0.0))
+        ssl=dataclasses.replace(config.ssl, threshold=0.0, **lambda_e))
 
 
 def _write_task(folder: pathlib.Path, config: Config, source: Source) -> None:

@@ -29,7 +29,7 @@ from fixmatch.models.layers import BatchNorm2D
 from fixmatch.runtime import select_device
 
 STEPS = 3
-PARTS = ("start", "gradients", "momentum", "weights", "average")  # start: the weights before the step
+PARTS = ("start", "gradients", "momentum", "weights", "average", "thresholds")  # start: the weights before the step
 FLAGS = ((False, False), (True, False), (False, True), (True, True))  # of the two ranks, that `anywhere` is asked about
 
 
@@ -58,11 +58,15 @@ def main(folder: pathlib.Path) -> None:
 def steps_on(config: Config, source: Source, batches: list[Batch], statistics: str) -> Iterator[tuple]:
     """Trains on `batches`, and gives ("STATISTICS statistics step N PART/NAME", array) of every parameter.
 
+    Beside the parameters it gives the statistics of ssl.policy, as PART thresholds.
+
     Args:
         statistics: "batch": batch norm as it trains; "constant": with running statistics that do not change, so that
             an image's gradient does not depend on the others.
     """
-    state = algorithm.build_state(config, len(source.classes), source.mean, source.std)
+    split, classes = inputs.choose_split(config, source), len(source.classes)
+    counts = np.bincount(source.train.labels[split.labeled], minlength=classes)
+    state = algorithm.build_state(config, classes, source.mean, source.std, len(split.unlabeled), counts)
     state.model.train()
     if statistics == "constant":
         _fix_statistics(state, source)
@@ -76,10 +80,12 @@ def steps_on(config: Config, source: Source, batches: list[Batch], statistics: s
         else:
             algorithm.supervised_step(state, batch)
         found = gradients, state.optimizer.state(), state.model.state_dict(), state.ema.average.state_dict()
-        for part, tensors in zip(PARTS[1:], found, strict=True):
+        for part, tensors in zip(PARTS[1:-1], found, strict=True):
             for name in parameters:
                 if name in tensors:
                     yield f"{statistics} statistics step {step} {part}/{name}", np.ascontiguousarray(tensors[name])
+        for name, tensor in state.thresholds.items():
+            yield f"{statistics} statistics step {step} {PARTS[-1]}/{name}", np.ascontiguousarray(tensor)
 
 
 def is_compared(name: str) -> bool:

@@ -206,7 +206,13 @@ def _statistics(patch: Patch, change) -> None:
     patch(distributed, "take_statistics", changed)
 
 
+def _own_statistics(patch: Patch) -> None:
+    patch(distributed, "gather_tensor", lambda tensor: tensor)
+
+
 PLANTS = [
+    Plant("ranks-policy-of-own-images", "ranks", "ssl.policy has statistics of each rank's own images", _own_statistics,
+          settings=("ssl.policy=flexmatch",)),
     Plant("ranks-gradients-not-averaged", "ranks", "every rank trains a network of its own", _not_averaged),
     Plant("ranks-gradients-summed", "ranks", "gradients of the ranks are added, not averaged", _summed),
     Plant("ranks-first-half-averaged", "ranks", "gradients of the first half of the parameters are averaged",

@@ -13,11 +13,13 @@ from safetensors.numpy import load_file
 
 from parity import launch, plants, ranks, ranks_worker
 from parity.case import IDLE, small_case
+from parity.plants import score
 from parity.plants.ranks import PLANTS
 from parity.small_run import small_source
 
 # The first row that fails under each plant.
 CAUGHT_BY = {
+    "ranks-policy-of-own-images": "equal on all ranks: batch statistics step 0 thresholds/",
     "ranks-gradients-not-averaged": "equal on all ranks: batch statistics step 0 gradients/",
     "ranks-gradients-summed": "whole batch: constant statistics step 0 gradients/",
     "ranks-first-half-averaged": "equal on all ranks: batch statistics step 0 gradients/",
@@ -83,13 +85,14 @@ def test_every_plant_has_a_row_here():
 
 
 # A few of them: two processes are started for each. All of them: tools/parity.py --mutation-score.
-SAMPLE = ("ranks-gradients-not-averaged", "ranks-gradients-summed", "ranks-start-apart", "ranks-stop-of-this-rank")
+SAMPLE = ("ranks-gradients-not-averaged", "ranks-gradients-summed", "ranks-start-apart", "ranks-stop-of-this-rank",
+          "ranks-policy-of-own-images")
 
 
 @pytest.mark.parametrize("name", first_of(SAMPLE, 1))
 def test_a_plant_reaches_the_processes_and_is_caught(name):
     with plants.planted(name):
-        first = next(row for row in ranks.rows(small_case("wideresnet", 0)) if not row.passed)
+        first = next(row for row in ranks.rows(score.case_of(plants.PLANTS[name])) if not row.passed)
     assert first.tensor.startswith(CAUGHT_BY[name]), first
 
 
