@@ -30,6 +30,7 @@ _TAGS = {  # tag in VisualDL: (kind of the line, keys from the line down to the 
     "3_training/loss_x": ("train", "loss_x"),
     "3_training/loss_u": ("train", "loss_u"),
     "3_training/lr": ("train", "lr"),
+    "4_pseudo_labels/threshold": ("train", "threshold"),
     "4_pseudo_labels/impurity": ("train", "impurity"),
     "4_pseudo_labels/top_class_share": ("train", "top_class_share")}
 _HISTOGRAM = "ssl/confidence"

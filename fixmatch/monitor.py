@@ -52,6 +52,7 @@ class Monitor:
         self.since = self.shown = time.perf_counter()
         self.first_step, self.started = first_step, self.since
         self.scaler: LossScaler | None = None  # of float16 training, whose skipped steps are told
+        self.thresholds = lambda: None  # what a pseudo-label of each class needs now, under a policy that moves it
         self.bar = None
         if folder is None:
             return
@@ -114,6 +115,8 @@ class Monitor:
             line |= {"loss_scale": scale["scale"], "skipped_steps": scale["skipped"]}
         if not self.supervised:
             line |= commonest_class(losses)
+            if (bars := self.thresholds()) is not None:
+                line |= {"threshold": float(bars.mean()), "class_thresholds": [round(bar, 4) for bar in bars.tolist()]}
             line["confidence"] = np.histogram(losses.confidence.numpy(), BINS)[0].tolist()
         self._write(line)
         self.recent.append(line)

@@ -14,7 +14,6 @@ import paddle
 import paddle.nn.functional as F
 
 from fixmatch import distributed, losses
-from fixmatch.checkpoint import CheckpointError
 from fixmatch.config import SSLConfig
 
 State = dict[str, paddle.Tensor]  # what a policy keeps from step to step; a checkpoint holds it
@@ -101,8 +100,9 @@ POLICIES = {"fixed": fixed, "flexmatch": flexmatch, "freematch": freematch, "sof
 def fairness(logits_u_s, weight, state: State):
     """FreeMatch's term against collapse to few classes, [] with gradient: to be added to the loss.
 
-    It is over the strong views of this rank whose pseudo-label counts. Their mean prediction, divided by the histogram of
-    their own hard predictions, is to have the distribution that the state has of the weak views. 0 where none counts.
+    It is over the strong views of this rank whose pseudo-label counts. Their mean prediction, divided by the histogram
+    of their own hard predictions, is to have the distribution that the state has of the weak views. It is 0 where none
+    counts.
 
     Args:
         logits_u_s: [M, K] of the strong views.
@@ -149,19 +149,11 @@ def initial_state(ssl: SSLConfig, num_classes: int, num_unlabeled: int = 0,
     return state
 
 
-def restored(state: State, arrays: dict[str, np.ndarray]) -> State:
-    """The state with the values of a checkpoint, which must have these names and shapes; else CheckpointError."""
-    for name in sorted(state.keys() | arrays.keys()):
-        wanted = tuple(state[name].shape) if name in state else None
-        given = arrays[name].shape if name in arrays else None
-        if wanted != given:
-            raise CheckpointError(f"checkpoint does not fit ssl.policy: {name}: needed is {wanted}, the checkpoint has "
-                                  f"{given}")
-    return {name: paddle.to_tensor(array) for name, array in arrays.items()}
-
-
 def class_thresholds(state: State, ssl: SSLConfig) -> paddle.Tensor | None:
-    """[K], the confidence that a pseudo-label of each class needs now; for softmatch, that of weight 1. For the log."""
+    """The confidence that a pseudo-label of each class needs now, [K]; for softmatch, that of weight 1, [1].
+
+    For the log; None for the fixed threshold, which the configuration says.
+    """
     if ssl.policy == "flexmatch":
         return ssl.threshold * state["learned"] / (2 - state["learned"])
     if ssl.policy == "freematch":

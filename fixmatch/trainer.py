@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from fixmatch import checkpoint, checkpoints, distributed, thresholds
+from fixmatch import checkpoint, checkpoints, distributed
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import CheckpointError, Manifest, check_fit, load_weights
 from fixmatch.config import Config
@@ -22,6 +22,7 @@ from fixmatch.models import idle_parameters
 from fixmatch.normalize import to_device
 from fixmatch.recorder import Recorder
 from fixmatch.signals import stop_signal
+from fixmatch.thresholds import class_thresholds
 
 
 @paddle.no_grad()
@@ -59,6 +60,7 @@ class Trainer:
         counts = np.bincount(source.train.labels[split.labeled], minlength=classes)
         self.state = algorithm.build_state(config, classes, source.mean, source.std, len(split.unlabeled), counts)
         monitor.scaler = self.state.scaler
+        monitor.thresholds = lambda: class_thresholds(self.state.thresholds, config.ssl)
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
         self.evaluated_step = None  # the step that the last of `history` is from
@@ -190,7 +192,9 @@ class Trainer:
         load_weights(self.state.model, saved.part("model"))
         load_weights(self.state.ema.average, saved.part("ema"))
         self._load_momentum(saved.part("momentum"), facts.step)
-        self.state.thresholds = thresholds.restored(self.state.thresholds, saved.part("thresholds"))
+        statistics = saved.part("thresholds")
+        check_fit("ssl.policy", {name: t.numpy() for name, t in self.state.thresholds.items()}, statistics)
+        self.state.thresholds = {name: paddle.to_tensor(a) for name, a in statistics.items()}
         if self.state.scaler and facts.scaler:  # it is empty where the run was on a CPU
             try:
                 self.state.scaler.load_state(facts.scaler)

@@ -1,12 +1,15 @@
 """The policies of pseudo-labels, by hand, and against their mirror in Torch over many steps."""
 
 import math
+import signal
 
 import numpy as np
 import paddle
 import pytest
+from running import TINY
 
-from fixmatch import thresholds
+import fixmatch
+from fixmatch import checkpoint, run, thresholds
 from fixmatch.config import SSLConfig
 from fixmatch.losses import pseudo_label
 
@@ -131,6 +134,42 @@ def test_no_gradient_goes_through_a_pseudo_label():
         ssl = SSLConfig(policy=policy, align="model")
         found, state = thresholds.pseudo_labels(weak, weak, np.array([0, 1]), start(ssl), ssl)
         assert all(t.stop_gradient for t in (*found, *state.values()))
+
+
+@pytest.mark.parametrize("settings", [["ssl.policy=flexmatch"], ["ssl.policy=softmatch", "ssl.align=model"]])
+def test_a_resumed_run_has_the_statistics_of_one_never_stopped(settings, tmp_path):
+    settings = [*TINY, *settings, "ssl.policy_decay=0.5", "train.eval_every=2", "ssl.threshold=0.3"][
+        :None if "flexmatch" in settings[0] else -1]
+    for folder, lengths in (("whole", [4]), ("stopped", [2, 4])):
+        for steps in lengths:
+            config = fixmatch.load_config("digits", [*settings, f"run.dir={tmp_path}/{folder}", "train.total_steps=4"])
+            if steps < 4:  # the schedule is that of the whole run
+                with pytest.raises(run.Interrupted):
+                    run.train(config, recorder=StopAfter(steps))
+            else:
+                run.train(config, resume=folder == "stopped")
+    whole, stopped = (checkpoint.load(tmp_path / folder / "checkpoints/latest") for folder in ("whole", "stopped"))
+    assert whole.part("thresholds")
+    assert whole.arrays.keys() == stopped.arrays.keys()
+    assert all(np.array_equal(a, stopped.arrays[name]) for name, a in whole.arrays.items())
+    last = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()[-2]
+    assert '"class_thresholds": [' in last
+
+
+class StopAfter:
+    """Stands in the place of a recorder, and sends the run a signal after some steps."""
+
+    def __init__(self, steps: int):
+        self.left, self.done = steps, False
+
+    def before(self, *_) -> None:
+        pass
+
+    def after(self, *_) -> None:
+        self.left -= 1
+        if not self.left:
+            self.done = True
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("align", ["none", "uniform", "labels", "model"])
