@@ -1,9 +1,11 @@
-"""Kills at random moments in the writing of checkpoints cost no finished one.
+"""Kills at random moments cost no finished checkpoint and change no result; a long run does not grow.
 
 docs/faults.md has the table of what was tried. `make test-long` runs the long versions.
 """
 
 import itertools
+import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,9 +13,12 @@ import time
 
 import numpy as np
 import pytest
+from running import TINY, train_again
 
+import fixmatch
 from fixmatch import checkpoint, checkpoints
 from fixmatch.checkpoint import Manifest
+from fixmatch.monitor import Monitor
 
 
 def times(few: int, many: int):
@@ -50,3 +55,57 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_finished_one(tmp_path, ki
         last = saved.manifest.step
         ends.add(len(list(tmp_path.rglob("*"))))
     assert max(ends) < 20  # what a killed process leaves is cleared away by the next
+
+
+@pytest.mark.parametrize("kills", [pytest.param(200, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_path, kills):
+    """In processes forked from one that has loaded everything, so that a kill takes a second."""
+    rng, processes = np.random.default_rng(kills), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fixmatch.run", "visualdl"])
+    settings = f"train.total_steps={4 * kills + 12}", "train.eval_every=2", "run.log_every=3", "data.split_seed=1"
+
+    def start(name: str):
+        process = processes.Process(target=train_again, args=(f"run.dir={tmp_path}/{name}", *settings))
+        process.start()
+        return process
+    whole = start("whole")
+    whole.join()
+    assert whole.exitcode == 0
+    for _ in range(kills):
+        process = start("killed")
+        time.sleep(rng.uniform(0.5, 4))
+        os.kill(process.pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.join()
+    last = start("killed")
+    last.join()
+    assert last.exitcode == 0
+    found, expected = (checkpoint.load(tmp_path / name / "checkpoints/latest") for name in ("killed", "whole"))
+    assert found.arrays.keys() == expected.arrays.keys()
+    assert all(np.array_equal(a, found.arrays[name]) for name, a in expected.arrays.items())
+    assert found.manifest.history == expected.manifest.history
+    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+             for name in ("killed", "whole")]
+    for one, other in zip(*lines, strict=True):
+        assert {key for key in other if one[key] != other[key]} <= {"time", "images_per_second", "data_wait"}
+
+
+@pytest.mark.parametrize("steps", [pytest.param(20_000, marks=pytest.mark.long)])
+def test_a_long_run_does_not_grow(tmp_path, monkeypatch, steps):
+    """Resident memory, handles, threads and the time of a step, after a tenth of the run and at its end."""
+    seen, right, started = [], Monitor.record, time.perf_counter()
+
+    def record(self, step, *rest):
+        right(self, step, *rest)
+        if step % (steps // 100) == 0:
+            status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+            seen.append([int(status["VmRSS"].split()[0]), len(os.listdir("/proc/self/fd")), int(status["Threads"]),
+                         time.perf_counter() - started])
+    monkeypatch.setattr(Monitor, "record", record)
+    fixmatch.train(fixmatch.load_config("digits", [
+        *TINY, f"run.dir={tmp_path}/run", f"train.total_steps={steps}", f"train.eval_every={steps // 100}",
+        "run.log_every=50"]))
+    memory, handles, threads, clock = np.array(seen).T
+    assert np.median(memory[-10:]) < 1.01 * np.median(memory[10:20])
+    assert handles[-1] <= handles[10]
+    assert threads[-1] <= threads[10]
+    assert np.median(np.diff(clock)[-30:]) < 1.2 * np.median(np.diff(clock)[10:40])

@@ -126,7 +126,7 @@ def _logged(patch: Patch, change) -> None:
 
 def _losses_a_step_late(patch: Patch) -> None:
     def change(self, losses, batch, lr):
-        before, self.late = getattr(self, "late", losses), losses
+        before, self.planted = getattr(self, "planted", losses), losses
         return before, batch, lr
 
     _logged(patch, change)
@@ -138,7 +138,7 @@ def _supervised_loss_as_the_whole(patch: Patch) -> None:
 
 def _rate_a_step_late(patch: Patch) -> None:
     def change(self, losses, batch, lr):
-        before, self.late = getattr(self, "late", lr), lr
+        before, self.planted = getattr(self, "planted", lr), lr
         return losses, batch, before
 
     _logged(patch, change)

@@ -40,6 +40,13 @@ def first_of(values, count: int) -> list:
                                for value in values[count:])]
 
 
+def train_again(*overrides: str) -> None:
+    """Goes on with a tiny training on the digits, or begins it; for a process of its own."""
+    import fixmatch
+
+    fixmatch.train(fixmatch.load_config("digits", [*TINY, *overrides]), resume=True)
+
+
 def tool_environment() -> dict:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
