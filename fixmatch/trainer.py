@@ -35,7 +35,7 @@ def probe(state: algorithm.TrainState, batch: ProbedBatch) -> tuple[np.ndarray, 
     """
     distributed.take_statistics(state.ema.average)
     probabilities = F.softmax(state.ema.average(state.normalize(batch.probes)))  # [B, K]
-    labels = F.one_hot(to_device(batch.targets_x), probabilities.shape[1])  # [B, K]
+    labels = F.one_hot(to_device(batch.targets_x), probabilities.shape[1]).astype(probabilities.dtype)  # [B, K]
     proximity = 1 - 0.5 * (probabilities - labels).abs().sum(axis=1)  # [B]
     op, level, _ = batch.probe_plan
     return distributed.gather(op), distributed.gather(level), distributed.gather(proximity.numpy())
