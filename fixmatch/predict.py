@@ -8,6 +8,7 @@ Images are decoded, turned and scaled by the very functions that read the traini
 Shapes: N images, K classes.
 """
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -69,7 +70,8 @@ class Classifier:
         """
         images = _as_list(images)
         if all(isinstance(image, (str, os.PathLike)) for image in images):
-            parts = [self._of_whole(images, *part) for part in self.stream([os.fspath(image) for image in images])]
+            with contextlib.closing(self.stream([os.fspath(image) for image in images])) as stream:
+                parts = [self._of_whole(images, *part) for part in stream]
         else:
             numbered = enumerate(images)
             parts = [self._probabilities(np.stack(pixels)) for pixels in iter(lambda: [
@@ -81,6 +83,8 @@ class Classifier:
 
     def stream(self, paths: Sequence[str]) -> Iterator[tuple[range, np.ndarray, list[list]]]:
         """Decodes files, several at a time, and runs the network on them; in their order and in bounded memory.
+
+        Other threads wait until it is used up or closed, so close it where that may not come to its end.
 
         Yields:
             A range of indices into `paths`; the probabilities float32 [n, K] of its images that can be read; and
