@@ -28,7 +28,7 @@ NO_PADDLE = ("Paddle is not installed: pip install 'paddlepaddle>=3.3,<3.4'; for
 
 
 def has_paddle() -> bool:
-    return importlib.util.find_spec("paddle") is not None
+    return "paddle" in sys.modules or importlib.util.find_spec("paddle") is not None
 
 
 def physical_cores() -> int:

@@ -19,6 +19,7 @@ from dataclasses import field
 import yaml
 
 from fixmatch.files import read_text
+from fixmatch.log import printable
 
 _LARGEST = 100_000  # bytes of a YAML file, which PyYAML reads in about a second; one with every key has 900
 _MOST_NODES = 10_000
@@ -112,7 +113,7 @@ def build(table: type, settings: Settings, check_together: typing.Callable[[obje
     hints = {section: typing.get_type_hints(cls) for section, cls in sections(table).items()}
     for name, (value, where) in settings.items():
         if name not in known:
-            raise ConfigError(f"{where}: {name}: unknown key{meant(name, table)}")
+            raise ConfigError(f"{where}: {printable(name)}: unknown key{meant(name, table)}")
         section, last = name.split(".")
         entry = known[name]
         choices = entry.metadata["choices"] or ()
@@ -213,7 +214,7 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
 def _flatten(table: type, tree: dict, where: str, settings: Settings) -> None:
     for section, values in tree.items():
         if section not in sections(table):
-            raise ConfigError(f"{where}: {section}: unknown section{meant(str(section), table)}")
+            raise ConfigError(f"{where}: {printable(str(section))}: unknown section{meant(str(section), table)}")
         if values is None:
             continue
         if not isinstance(values, dict):

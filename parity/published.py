@@ -75,7 +75,7 @@ _OF_POLICY = {  # USB: microsoft/Semi-supervised-learning, config/classic_cv
 # Keys that no publication fixes: where and how a run happens, and what belongs to other data sets.
 OPEN = ("run.*", "data.root", "data.download", "data.split_file", "data.split_seed", "data.fold", "data.extra",
         "data.image_size", "data.max_broken", "data.test_fraction", "train.amp", "train.eval_batch_size", "parity.*",
-        "runtime.*")
+        "runtime.*", "checkpoints.*")
 
 # Every recipe of configs/: its data set, labeled images, architecture and, where it is not the fixed threshold, policy;
 # or why it has no published settings.

@@ -54,9 +54,9 @@ def rows(case: Case) -> Iterator[Row]:
             batches = [[Batch(*(f.get_tensor(f"batch {step}/{name}") for name in Batch._fields)) for f in found]
                        for step in range(ranks_worker.STEPS)]
             yield from _share_rows(config, source, batches)
-            yield from _shared_work_rows(config, source, batches[0], found)
             yield from _equal_rows(found)
             yield from _whole_rows(config, source, batches, found[0])
+            yield from _shared_work_rows(config, source, batches[0], found)
 
 
 def narrowed(case: Case) -> Case:

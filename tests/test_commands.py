@@ -289,6 +289,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["config.yaml", "thesis.tex"]
 
 
+@pytest.mark.long
 def test_a_run_in_the_working_directory_is_moved_aside(tmp_path, run_tool):
     (tmp_path / "run").mkdir()
     for _ in range(2):

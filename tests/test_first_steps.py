@@ -35,7 +35,9 @@ def verdict_of(folder) -> dict:
     return json.loads((folder / "run/parity.json").read_text())["first_steps"]
 
 
-@pytest.mark.parametrize("overrides", [(), ("ssl.mode=none",), ("augment.strong=ctaugment", "train.total_steps=2")])
+@pytest.mark.parametrize("overrides", [
+    (), pytest.param(("ssl.mode=none",), marks=pytest.mark.long),
+    pytest.param(("augment.strong=ctaugment", "train.total_steps=2"), marks=pytest.mark.long)])
 def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
     result = fixmatch.train(config(tmp_path, *overrides))
     assert verdict_of(tmp_path)["passed"] is True
@@ -45,7 +47,7 @@ def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
 
 
 @pytest.mark.parametrize(("plant", "row"), [
-    ("loop-strong-views-rolled", "losses/loss_u"),
+    pytest.param("loop-strong-views-rolled", "losses/loss_u", marks=pytest.mark.long),
     pytest.param("loop-labels-rolled", "losses/loss_x", marks=pytest.mark.long),
     pytest.param("loop-same-batch-again", "batch of step 1/x", marks=pytest.mark.long),
     ("loop-momentum-lost", "momentum/"),
@@ -59,6 +61,7 @@ def test_a_loop_that_does_something_else_is_stopped(tmp_path, plant, row):
     assert not (tmp_path / "run/result.json").exists()
 
 
+@pytest.mark.long
 def test_training_goes_on_knowingly(tmp_path):
     with plants.planted("loop-labels-rolled"):
         result = fixmatch.train(config(tmp_path, "parity.on_failure=warn"))

@@ -132,9 +132,11 @@ def test_an_empty_environment_from_wheel_to_convert(wheel, tmp_path):
 def without_paddle(installed, tmp_path_factory) -> str:
     """A search path with what every command needs before Paddle, and no Paddle."""
     place = tmp_path_factory.mktemp("without")
+    import tqdm
     import yaml
 
-    (place / "yaml").symlink_to(pathlib.Path(yaml.__file__).parent)
+    for package in (tqdm, yaml):
+        (place / package.__name__).symlink_to(pathlib.Path(package.__file__).parent)
     return os.pathsep.join([str(installed), str(place)])
 
 

@@ -40,7 +40,8 @@ def test_result_json_is_the_result(tmp_path):
     content = json.loads((tmp_path / "run/result.json").read_text())
     assert content == json.loads(json.dumps(result.to_json()))
     assert content.keys() == {"steps", "seconds", "images_per_second", "top1", "parity", "versions", "commit",
-                              "platform", "device", "seed", "world_size", "config", "split_sha256", "classes"}
+                              "platform", "device", "build", "operators", "seed", "world_size", "config",
+                              "split_sha256", "classes"}
 
 
 def test_what_goes_wrong_is_raised(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def test_it_passes_and_is_remembered_until_a_setting_changes(config):
                                                                "optimizer", "ema", "run"}
 
 
+@pytest.mark.long
 def test_it_is_no_rank_of_a_launched_training(config, monkeypatch):
     for name, value in {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0", "FLAGS_selected_gpus": "0",
                         "PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1,127.0.0.1:2"}.items():
@@ -111,6 +112,7 @@ def test_training_is_refused_after_a_failure(config, stand_in, tmp_path, capsys)
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.long
 def test_training_goes_on_knowingly(config, stand_in, tmp_path):
     stand_in(FAILS)
     assert cli.main(["train", *arguments(tmp_path, "parity.on_failure=warn")]) == 0

@@ -65,6 +65,8 @@ def test_a_second_ctrl_c_that_comes_back_from_paddle_as_another_error_is_an_inte
         fail(2)
 
 
+# a file that the signal catches between its opening and its with block is closed by the garbage collector, which warns
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_during_the_self_check_ends_it_at_once(number, tmp_path, monkeypatch, capsys):
     (tmp_path / "root/parity").mkdir(parents=True)

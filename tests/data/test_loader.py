@@ -24,11 +24,12 @@ def same(a, b) -> bool:
 
 def test_shapes_types_and_labels():
     batch = loader().batch(0)
-    assert [part.shape for part in batch] == [(4, 8, 8, 3), (4,), (12, 8, 8, 3), (12, 8, 8, 3), (12,)]
-    assert [part.dtype for part in batch] == [np.uint8, np.int64, np.uint8, np.uint8, np.int64]
+    assert [part.shape for part in batch] == [(4, 8, 8, 3), (4,), (12, 8, 8, 3), (12, 8, 8, 3), (12,), (12,)]
+    assert [part.dtype for part in batch] == [np.uint8, np.int64, np.uint8, np.uint8, np.int64, np.int64]
     made = loader()
     assert np.array_equal(batch.targets_x, LABELS[made.labeled.indices(0)])
     assert np.array_equal(batch.targets_u, LABELS[made.unlabeled.indices(0)])
+    assert np.array_equal(SPLIT.unlabeled[batch.index_u], made.unlabeled.indices(0))
     assert set(made.labeled.indices(0)) <= set(SPLIT.labeled)
 
 
@@ -110,7 +111,7 @@ def test_a_set_smaller_than_a_batch_is_repeated():
 
 def test_without_unlabeled_images():
     batch = loader(mu=0).batch(3)
-    assert [len(part) for part in batch] == [4, 4, 0, 0, 0]
+    assert [len(part) for part in batch] == [4, 4, 0, 0, 0, 0]
     assert np.array_equal(batch.x, loader().batch(3).x)
 
 

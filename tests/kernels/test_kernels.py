@@ -463,6 +463,7 @@ def test_a_forked_child_can_compute(imports):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @needs_kernels
 def test_two_ranks_under_gloo(tmp_path):
     (tmp_path / "ranks.py").write_text(script(RANKS))

@@ -22,6 +22,7 @@ def test_without_torch_recorded_results_are_the_reference(monkeypatch, prove, ca
         assert "needs Torch" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     _, found = prove("--self-check", "-o", "model.depth=16")

@@ -186,7 +186,7 @@ def test_every_shared_bug_says_which_row_names_it():
 
 
 @pytest.mark.skipif(not WITH_TORCH, reason="the bugs are put into the Torch side as well")
-@pytest.mark.parametrize("name", first_of(SHARED, 3))
+@pytest.mark.parametrize("name", first_of(SHARED, 2))
 def test_a_bug_in_both_sides_alike_is_caught(name, monkeypatch):
     sides = list(stage._sides(thorough=True))
     with planted(name, monkeypatch):

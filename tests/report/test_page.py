@@ -132,6 +132,7 @@ def test_class_names_are_text_and_nothing_else(trained, tmp_path):
     assert "&lt;script&gt;alert(1)" in text
 
 
+@pytest.mark.long
 def test_300_classes_stay_readable(trained, tmp_path):
     run = copy_of(trained, tmp_path / "run")
     labels = np.arange(600) % 300

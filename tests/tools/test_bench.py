@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.long
 def test_the_data_benchmark(run_tool, tmp_path):
     ran = run_tool("bench", "data", "--seconds", 0, "--json", "found.json", cwd=tmp_path)
     assert ran.code == 0, ran.stderr

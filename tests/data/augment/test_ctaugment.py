@@ -344,6 +344,7 @@ def test_runs_without_probes_have_no_rates(settings, tmp_path, monkeypatch, caps
     assert not [name for name in arrays_of(tmp_path / "run") if name.startswith("augment")]
 
 
+@pytest.mark.long
 def test_two_ranks_share_their_probes(tmp_path):
     """Under Paddle's launcher, with gloo: the rates in the end have felt both ranks' probes and no others."""
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",

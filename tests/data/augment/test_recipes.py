@@ -307,7 +307,7 @@ def test_the_loader_and_the_preview_show_the_recipe(name):
     assert all(np.array_equal(a, b) for a, b in zip(ours[:3], reference[:3], strict=True))
     assert np.array_equal(ours.u_s, reference.u_s) == (name == "reference")
     alone = Loader(data, split, 8, 0, 3, True, strong=name).batch(0)
-    assert len(alone) == 5
+    assert len(alone) == 6
     assert len(alone.u_s) == 0
     shown, expected = (np.split(preview(data, True, 0, strong), 3) for strong in (name, "reference"))
     assert np.array_equal(shown[:2], expected[:2])
