@@ -177,9 +177,7 @@ def gather(array: np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return array
     meet()
-    parts = []
-    dist.all_gather(parts, to_device(array))
-    return np.concatenate([part.numpy() for part in parts])
+    return gather_tensor(to_device(array)).numpy()
 
 
 def gather_tensor(tensor):

@@ -120,15 +120,20 @@ def predictions_csv(images: Sequence, logits: np.ndarray, labels: np.ndarray, cl
         labels: int64 [N].
         classes: K names.
     """
-    predicted = _ranking(logits)[:, 0]
-    largest = np.take_along_axis(logits, predicted[:, None], axis=1).astype(np.float64)  # [N, 1]
-    confidence = 1 / np.exp(logits - largest).sum(axis=1)
+    predicted, confidence = likeliest(logits)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "label", "predicted", "confidence"))
     for image, label, best, share in zip(images, labels, predicted, confidence, strict=True):
         writer.writerow((image, classes[label], classes[best], f"{share:.6f}"))
     return text.getvalue()
+
+
+def likeliest(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the likeliest classes, int64 [N], and its softmax probability, float64 [N], of logits [N, K]."""
+    predicted = _ranking(logits)[:, 0]
+    largest = np.take_along_axis(logits, predicted[:, None], axis=1).astype(np.float64)  # [N, 1]
+    return predicted, 1 / np.exp(logits - largest).sum(axis=1)
 
 
 def _ranking(logits: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@
 still has enough steps, from the measured time of a step.
 """
 
-import os
 import pathlib
 import statistics
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 from fixmatch.config import Config, from_dict
 from fixmatch.config_docs import yaml_value
@@ -152,11 +152,8 @@ def measure(classes: int) -> Callable[[Config, tuple[int, int]], float]:
 
 
 def memory() -> float:
-    """Bytes that a step may take: half of what the machine has, where that can be known."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 4e9
+    """Bytes that a step may take: half of what the machine has."""
+    return psutil.virtual_memory().total / 2
 
 
 def write(images: Images, choice: Choice, minutes: float, on_gpu: bool, command: str) -> str:

@@ -361,8 +361,9 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
     about = {"world_size": manifest.world_size, "config": manifest.config, "split_sha256": manifest.split_sha256}
     about |= {name: fact for name, fact in manifest.provenance.items() if name != "parity"}
     about |= {"classes": list(inputs.source.classes)}
-    top1, counts = trainer.top1(), notes.counts(inputs.source, inputs.split)
+    top1 = trainer.top1()
     if config.data.name in OWN_IMAGES[1]:
+        counts = notes.counts(inputs.source, inputs.split)
         about |= {"labeled_images": counts.labeled, "test_images": counts.test}
         about |= {"interval_95": {name: interval(found["last"], len(inputs.source.test))
                                   for name, found in top1.items()}} if top1 else {}

@@ -57,7 +57,7 @@ class Trainer:
         self.config, self.source, self.loader, self.monitor = config, source, loader, monitor
         self.checkpoints, self.manifest = checkpoints, manifest
         split, classes = loader.split, len(source.classes)
-        counts = np.bincount(source.train.labels[split.labeled], minlength=classes)
+        counts = split.label_counts(source.train.labels, classes)
         self.state = algorithm.build_state(config, classes, source.mean, source.std, len(split.unlabeled), counts)
         monitor.scaler = self.state.scaler
         monitor.thresholds = lambda: class_thresholds(self.state.thresholds, config.ssl)

@@ -23,9 +23,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from fixmatch import process
 from fixmatch.cli import Parser
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SIZE = 32  # pixels
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -151,7 +150,7 @@ def _first_batch_seconds() -> float:
             "images = np.zeros((8, 32, 32, 3), np.uint8)\nstart = time.perf_counter()\n"
             "views.weak_and_strong(images, np.arange(8), views.draw(rng, 8, 32))\nprint(time.perf_counter() - start)")
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder, "PYTHONPATH": str(_ROOT)}
+        environment = {**process.environment(), "NUMBA_CACHE_DIR": folder}
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment,  # noqa: S603
                               capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -289,12 +288,11 @@ class _Worker:
 
     def __init__(self, name: str, arch: str, depth: int | None, threads: int, batch_size: int):
         unset = ("MKL_DEBUG_CPU_TYPE", "OMP_NUM_THREADS")
-        environment = {k: v for k, v in os.environ.items() if k not in unset}
+        environment = {k: v for k, v in process.environment().items() if k not in unset}
         if name == "paddle default":
             environment |= {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": ""}  # what Paddle does by itself
         else:
             environment |= {"OMP_NUM_THREADS": str(threads)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.said = ""
         command = [sys.executable, "-W", "ignore", "-m", "parity.bench", "step", "--worker", name, "--arch", arch,
                    "--batch-size", str(batch_size), *(["--depth", str(depth)] if depth else [])]

@@ -87,8 +87,8 @@ class Case:
     def label_facts(self) -> tuple[int, np.ndarray]:
         """(how many unlabeled images there are, how many labels each class has [K]): not equally many."""
         if self.loader is not None:
-            split, labels = self.loader.split, self.loader.data.labels
-            return len(split.unlabeled), np.bincount(labels[split.labeled], minlength=self.num_classes)
+            split = self.loader.split
+            return len(split.unlabeled), split.label_counts(self.loader.data.labels, self.num_classes)
         return _UNLABELED, 1 + np.arange(self.num_classes) % 3
 
     def short_config(self) -> Config:

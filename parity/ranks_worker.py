@@ -65,7 +65,7 @@ def steps_on(config: Config, source: Source, batches: list[Batch], statistics: s
             an image's gradient does not depend on the others.
     """
     split, classes = inputs.choose_split(config, source), len(source.classes)
-    counts = np.bincount(source.train.labels[split.labeled], minlength=classes)
+    counts = split.label_counts(source.train.labels, classes)
     state = algorithm.build_state(config, classes, source.mean, source.std, len(split.unlabeled), counts)
     state.model.train()
     if statistics == "constant":

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import visualdl
-from running import TINY
+from running import TINY, After
 from visualdl import LogReader
 
 import fixmatch
@@ -189,22 +188,6 @@ def test_a_run_killed_while_it_is_evaluated_has_saved_before(trained, tmp_path, 
 # --- what a run writes down
 
 
-class StopAfter:
-    """In the place of a recorder: sends the run the signal of a scheduler in the middle of a step."""
-
-    def __init__(self, step: int):
-        self.left, self.done = step, False
-
-    def before(self, *_):
-        pass
-
-    def after(self, *_):
-        self.left -= 1
-        if not self.left:
-            self.done = True
-            signal.raise_signal(signal.SIGTERM)
-
-
 def drawn(folder, kind: str, tag: str) -> list:
     """The records of a curve, in the file of the folder that VisualDL's server shows."""
     [(directory, file)] = LogReader(logdir=str(folder / "vdl")).logs().items()
@@ -221,7 +204,7 @@ def test_a_resumed_run_logs_and_draws_what_one_that_was_never_stopped_does(tmp_p
     fixmatch.train(tiny(tmp_path / "whole", *settings))
     for step in (2, 3):  # after steps 2 and 5 of the run
         with pytest.raises(run.Interrupted):
-            fixmatch.train(tiny(tmp_path / "run", *settings), resume=True, recorder=StopAfter(step))
+            fixmatch.train(tiny(tmp_path / "run", *settings), resume=True, recorder=After(step))
         shutil.rmtree(tmp_path / "run/vdl")  # it is made again from metrics.jsonl
         (tmp_path / "run/vdl").mkdir()
         (tmp_path / "run/vdl/vdlrecords.9999999999.log").write_bytes(b"of a run with another name of it")
@@ -241,7 +224,7 @@ def test_a_resumed_run_logs_and_draws_what_one_that_was_never_stopped_does(tmp_p
 def test_another_log_every_says_how_many_steps_a_line_is_of(tmp_path):
     folder, settings = tmp_path / "run", ("train.total_steps=7", "train.eval_every=7", "train.eval_batch_size=500")
     with pytest.raises(run.Interrupted):
-        fixmatch.train(tiny(folder, *settings, "run.log_every=4"), recorder=StopAfter(3))
+        fixmatch.train(tiny(folder, *settings, "run.log_every=4"), recorder=After(3))
     fixmatch.train(tiny(folder, *settings, "run.log_every=2"), resume=True)
     train = [(line["step"], line["steps"]) for line in lines_of(folder) if line["kind"] == "train"]
     assert train == [(1, 1), (4, 3), (6, 2), (7, 1)]

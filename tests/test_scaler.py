@@ -5,15 +5,14 @@ The scaler that trains on a GPU runs here on the CPU, under a training in float3
 
 import contextlib
 import json
-import signal
 
 import numpy as np
 import paddle
 import pytest
-from running import TINY
+from running import TINY, After
 
 import fixmatch
-from fixmatch import checkpoint, run, scaler, trainer
+from fixmatch import checkpoint, run, scaler
 from fixmatch import step as algorithm
 from fixmatch.checkpoint import CheckpointError
 from fixmatch.config import Config, ModelConfig
@@ -134,24 +133,15 @@ def lines_of(folder) -> list[dict]:
             if line["kind"] == "train"]
 
 
-def test_a_run_counts_its_skipped_steps_and_resumes_bit_for_bit(tmp_path, monkeypatch, as_on_a_gpu):
+def test_a_run_counts_its_skipped_steps_and_resumes_bit_for_bit(tmp_path, as_on_a_gpu):
     fixmatch.train(config_of(tmp_path / "whole"))
     whole = lines_of(tmp_path / "whole")
     assert [line["skipped_steps"] for line in whole] == [1, 2, 2, 2, 3, 3, 3, 4]
     assert [np.log2(line["loss_scale"]) for line in whole] == [21, 20, 20, 21, 20, 20, 21, 20]
     assert "scale 1.04858e+06, 4 steps skipped" in (tmp_path / "whole/train.log").read_text()
 
-    right = trainer.Trainer._step
-
-    def stopped_after_5(self, batches):
-        right(self, batches)
-        if self.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(trainer.Trainer, "_step", stopped_after_5)
     with pytest.raises(run.Interrupted):
-        fixmatch.train(config_of(tmp_path / "stopped"))
-    monkeypatch.setattr(trainer.Trainer, "_step", right)
+        fixmatch.train(config_of(tmp_path / "stopped"), recorder=After(5))
     fixmatch.train(config_of(tmp_path / "stopped"), resume=True)
     for name in ("loss", "loss_scale", "skipped_steps"):
         assert [line[name] for line in lines_of(tmp_path / "stopped")] == [line[name] for line in whole], name

@@ -1,12 +1,11 @@
 """The policies of pseudo-labels, by hand, and against their mirror in Torch over many steps."""
 
 import math
-import signal
 
 import numpy as np
 import paddle
 import pytest
-from running import TINY
+from running import TINY, After
 
 import fixmatch
 from fixmatch import checkpoint, run, thresholds
@@ -145,7 +144,7 @@ def test_a_resumed_run_has_the_statistics_of_one_never_stopped(settings, tmp_pat
             config = fixmatch.load_config("digits", [*settings, f"run.dir={tmp_path}/{folder}", "train.total_steps=4"])
             if steps < 4:  # the schedule is that of the whole run
                 with pytest.raises(run.Interrupted):
-                    run.train(config, recorder=StopAfter(steps))
+                    run.train(config, recorder=After(steps))
             else:
                 run.train(config, resume=folder == "stopped")
     whole, stopped = (checkpoint.load(tmp_path / folder / "checkpoints/latest") for folder in ("whole", "stopped"))
@@ -154,22 +153,6 @@ def test_a_resumed_run_has_the_statistics_of_one_never_stopped(settings, tmp_pat
     assert all(np.array_equal(a, stopped.arrays[name]) for name, a in whole.arrays.items())
     last = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()[-2]
     assert '"class_thresholds": [' in last
-
-
-class StopAfter:
-    """Stands in the place of a recorder, and sends the run a signal after some steps."""
-
-    def __init__(self, steps: int):
-        self.left, self.done = steps, False
-
-    def before(self, *_) -> None:
-        pass
-
-    def after(self, *_) -> None:
-        self.left -= 1
-        if not self.left:
-            self.done = True
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("align", ["none", "uniform", "labels", "model"])

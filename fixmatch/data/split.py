@@ -24,6 +24,10 @@ class Split:
     labeled: np.ndarray  # int64 [n] indices into the training images, sorted
     unlabeled: np.ndarray  # int64 [m] likewise
 
+    def label_counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """How many labeled images each class has, int64 [K]; `labels`, int64 [N], are those of all training images."""
+        return np.bincount(labels[self.labeled], minlength=num_classes)
+
     def sha256(self) -> str:
         """The SHA-256 of both index lists, by which two runs can be seen to have used the same split."""
         digest = hashlib.sha256(b"labeled" + self.labeled.astype("<i8").tobytes())

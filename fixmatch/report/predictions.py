@@ -15,7 +15,7 @@ from fixmatch.config import Config
 from fixmatch.data.augment import views
 from fixmatch.data.dataset import Dataset, Source
 from fixmatch.data.split import Split
-from fixmatch.evaluation import predict
+from fixmatch.evaluation import likeliest, predict
 from fixmatch.files import write_atomic
 
 FILE = "predictions.npz"
@@ -44,9 +44,7 @@ class Predictions:
 
 def judge(logits: np.ndarray, data: Dataset) -> Judged:
     """Compares logits, float [N, K], of the N images of `data` with their labels."""
-    logits = logits.astype(np.float64)
-    predicted = logits.argmax(axis=1)
-    confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    predicted, confidence = likeliest(logits)
     wrong = np.flatnonzero(predicted != data.labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:PICTURES]
     return Judged(data.labels.astype(np.int64), predicted, confidence.astype(np.float32), wrong, data.images[wrong])

@@ -5,6 +5,7 @@ import json
 import pathlib
 from dataclasses import dataclass
 
+from fixmatch import metrics_file
 from fixmatch.config import KEYS, Config, ConfigError, load_config
 from fixmatch.diagnosis import Finding, diagnose
 from fixmatch.report.predictions import Predictions, load
@@ -62,7 +63,8 @@ def read(folder: pathlib.Path) -> Record:
     """Reads a run folder. Raises ConfigError where it is none, or a file in it is damaged."""
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"{folder}: not a run folder: it has no config.yaml")
-    lines = _lines(folder / "metrics.jsonl")
+    metrics = folder / "metrics.jsonl"
+    lines = [line for _, line in metrics_file.read(metrics)] if metrics.exists() else []
     try:
         predictions = load(folder)
     except ValueError as error:
@@ -70,20 +72,6 @@ def read(folder: pathlib.Path) -> Record:
     return Record(folder, load_config(folder / "config.yaml"), [line for line in lines if line["kind"] == "train"],
                   [line for line in lines if line["kind"] == "eval"], _json(folder / "result.json"),
                   _json(folder / "parity.json"), _json(folder / "split.json"), predictions)
-
-
-def _lines(path: pathlib.Path) -> list[dict]:
-    """The whole lines of metrics.jsonl; a run may be writing the last one."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict) and isinstance(content.get("step"), int) and content.get("kind") in (
-                "train", "eval"):
-            found.append(content)
-    return found
 
 
 def _json(path: pathlib.Path) -> dict | None:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import paddle.distributed as dist
+from running import After
 
 from fixmatch import checkpoint, distributed, evaluation, run, trainer
 from fixmatch import step as algorithm
@@ -27,22 +28,6 @@ from parity.small_run import short_config, small_source, training_on
 CASE = small_case("wideresnet", 0)
 SOURCE = small_source(CASE)
 RANK = dist.get_rank()
-
-
-class At:
-    """Stands in the place of a recorder, and calls `do()` after so many steps of a run."""
-
-    def __init__(self, step: int, do):
-        self.step, self.do, self.count, self.done = step, do, 0, False
-
-    def before(self, *_) -> None:
-        pass
-
-    def after(self, *_) -> None:
-        self.count += 1
-        if self.count == self.step:
-            self.done = True
-            self.do()
 
 
 def only_on(rank: int, do):
@@ -92,7 +77,7 @@ def resume(folder: pathlib.Path, strong: str) -> dict:
     """A run that rank 1 alone is told to stop, and that goes on, beside one that was never stopped."""
     whole, broken = (config_for(folder, f"{strong}-{name}", augment__strong=strong) for name in ("whole", "broken"))
     found = {"whole": outcome(whole)}
-    found["stopped"] = outcome(broken, recorder=At(3, only_on(1, lambda: signal.raise_signal(signal.SIGTERM))))
+    found["stopped"] = outcome(broken, recorder=After(3, only_on(1, lambda: signal.raise_signal(signal.SIGTERM))))
     found["resumed"] = outcome(broken, resume=True)
     if RANK == 0:
         one, other = (checkpoint.load(pathlib.Path(c.run.dir) / "checkpoints/latest").arrays for c in (whole, broken))
@@ -195,7 +180,7 @@ def failing(folder: pathlib.Path) -> list:
 
     with mock.patch.object(checkpoint, "save", full):
         found = [outcome(config_for(folder, "full"))]
-    return [*found, outcome(config_for(folder, "unexpected"), recorder=At(2, only_on(1, unexpected)))]
+    return [*found, outcome(config_for(folder, "unexpected"), recorder=After(2, only_on(1, unexpected)))]
 
 
 def death(folder: pathlib.Path) -> None:

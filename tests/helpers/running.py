@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import tracemalloc
 from typing import NamedTuple
 
@@ -38,6 +39,27 @@ def first_of(values, count: int) -> list:
     values = list(values)
     return [*values[:count], *(pytest.param(*value if isinstance(value, tuple) else (value,), marks=pytest.mark.long)
                                for value in values[count:])]
+
+
+class After:
+    """In the place of a recorder: does something in the middle of a step, by default what a scheduler does.
+
+    Args:
+        step: how many steps of the session it waits for.
+        do: is called once, then; by default it sends this process a SIGTERM.
+    """
+
+    def __init__(self, step: int, do=lambda: signal.raise_signal(signal.SIGTERM)):
+        self.left, self.do, self.done = step, do, False
+
+    def before(self, *_) -> None:
+        pass
+
+    def after(self, *_) -> None:
+        self.left -= 1
+        if not self.left:
+            self.done = True
+            self.do()
 
 
 def train_again(*overrides: str) -> None:
