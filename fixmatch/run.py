@@ -37,6 +37,7 @@ from fixmatch.monitor import Monitor
 from fixmatch.normalize import Normalize
 from fixmatch.preview import preview, save_png
 from fixmatch.recorder import Recorder
+from fixmatch.report import compare, record
 from fixmatch.report.figures import interval
 from fixmatch.runfolder import RunFolder
 from fixmatch.runtime import mixed_precision, select_device
@@ -333,8 +334,18 @@ def _fit(inputs: Inputs, trainer: Trainer) -> Result | None:
     result = _result(inputs, trainer)
     write_atomic(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n")
     reported = trainer.config.run.report and _report(inputs, trainer)
-    LOGGER.info(_closing(result, reported))
+    LOGGER.info(_closing(result, reported, _worth(folder)))
     return result
+
+
+def _worth(folder: pathlib.Path) -> str:
+    """What the unlabeled images were worth, where a supervised run on the same labels lies beside this one."""
+    try:
+        run = record.read(folder)
+    except ConfigError:  # a file of the run was damaged meanwhile; the training is done all the same
+        return ""
+    baseline = compare.baseline_of(run, compare.beside(run))
+    return f" {baseline.gain(run)}" if baseline and run.final() is not None else ""
 
 
 def _report(inputs: Inputs, trainer: Trainer) -> bool:
@@ -371,7 +382,7 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
                   top1, manifest.provenance.get("parity", "not checked"), about)
 
 
-def _closing(result: Result, reported: bool) -> str:
+def _closing(result: Result, reported: bool, worth: str) -> str:
     folder, scores = result.folder, "There are no test images, so no accuracy was measured."
     if result.top1:
         ema, raw = result.top1["ema"], result.top1["raw"]
@@ -381,7 +392,7 @@ def _closing(result: Result, reported: bool) -> str:
         low, high = result.about["interval_95"]["ema"]
         scores += (f" With {sum(result.about['test_images'].values()):,} test images the EMA's is known to lie in "
                    f"{low:.1f} to {high:.1f} % (95 % interval).")
-    return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. {scores}\n"
+    return (f"done: {result.steps:,} steps in {result.seconds:.0f} s. {scores}{worth}\n"
             f"See {folder}/{'report.html' if reported else 'result.json'}; all curves: {command('watch')} {folder}")
 
 

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fixmatch.config import Config
+from fixmatch.config import Config, ConfigError
+from fixmatch.report import record
 from fixmatch.report.figures import Spread, spread
 from fixmatch.report.record import Record
 from fixmatch.settings import value_of
@@ -23,12 +24,48 @@ class Group:
     finished: int  # runs that have ended
 
 
-def baseline_of(run: Record, runs: Sequence[Record]) -> float | None:
-    """EMA top-1, percent: the mean of the supervised runs among `runs` that have the labels of `run`."""
-    split = (run.split or {}).get("sha256")
-    found = [other.final() for other in runs if other.supervised and other is not run and other.final() is not None
-             and split is not None and (other.split or {}).get("sha256") == split]
-    return spread(found).mean if found else None
+@dataclass(frozen=True)
+class Baseline:
+    """Supervised runs on the labels of another run, which are the line for it to beat."""
+
+    top1: float  # the mean of their averaged weights at the last step, percent
+    runs: tuple[str, ...]  # their folders
+
+    def gain(self, run: Record) -> str:
+        """A sentence that says what the unlabeled images were worth to `run`."""
+        points = run.final() - self.top1
+        whose = self.runs[0] if len(self.runs) == 1 else f"the mean of {len(self.runs)} runs"
+        return (f"That is {abs(points):.2f} points {'above' if points >= 0 else 'below'} the supervised baseline on "
+                f"the same labels ({self.top1:.2f} %, {whose}).")
+
+
+def baseline_of(run: Record, runs: Sequence[Record]) -> Baseline | None:
+    """Of the evaluated supervised runs among `runs` that have the labels of `run`; None where there is none."""
+    if run.supervised:
+        return None
+    found = [other for other in runs if other.supervised and other.final() is not None and _labels(run) is not None
+             and _labels(other) == _labels(run)]
+    return Baseline(spread([other.final() for other in found]).mean, tuple(other.name for other in found)
+                    ) if found else None
+
+
+def beside(run: Record) -> list[Record]:
+    """The supervised runs that have ended, in the folder that `run` lies in. Damaged ones are passed over."""
+    found = []
+    for result in sorted(run.folder.resolve().parent.glob("*/result.json")):
+        try:
+            other = record.read(run.folder.parent / result.parent.name)
+        except (ConfigError, OSError):
+            continue
+        if other.supervised:
+            found.append(other)
+    return found
+
+
+def _labels(run: Record) -> tuple | None:
+    """Which images are labeled, and of which data set; None where the run kept no record of it."""
+    split = run.split or {}
+    return (split.get("dataset"), split["sha256"]) if "sha256" in split else None
 
 
 def groups(runs: Sequence[Record]) -> list[Group]:
@@ -50,8 +87,7 @@ def labels(configs: Sequence[Config], recipes: Sequence[tuple]) -> list[str]:
 
 
 def _group(label: str, members: list[Record], runs: Sequence[Record]) -> Group:
-    gains = [run.final() - base for run in members if not run.supervised
-             and (base := baseline_of(run, runs)) is not None]
+    gains = [run.final() - base.top1 for run in members if (base := baseline_of(run, runs))]
     medians = [statistics.median(line["ema"]["top1"] for line in run.evaluations[-20:]) for run in members]
     return Group(label, tuple(members), spread([run.final() for run in members]),
                  spread([run.final("raw") for run in members]),

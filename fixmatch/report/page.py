@@ -13,6 +13,7 @@ from PIL import Image
 from fixmatch.config import KEYS, ConfigError
 from fixmatch.files import write_atomic
 from fixmatch.report import compare, plots, record
+from fixmatch.report.compare import Baseline
 from fixmatch.report.figures import calibration, class_rows, confusion_matrix
 from fixmatch.report.predictions import Judged
 from fixmatch.report.record import Record
@@ -43,6 +44,8 @@ class Picture:
 def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> pathlib.Path:
     """Writes the page of one or several run folders, and for one of them its plots as PNG; returns where it is.
 
+    The page of one run compares it with the supervised runs that lie beside it.
+
     Args:
         out: the page's file; None: report.html in the only run's folder, else in the folder that all runs lie in.
 
@@ -55,31 +58,36 @@ def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = Non
         if len(runs) > 1 and len(parents) > 1:
             raise ConfigError("the runs lie in several folders: name the page's file with -o FILE")
         out = runs[0].folder / "report.html" if len(runs) == 1 else parents.pop() / "report.html"
-    write_atomic(out, render(runs))
+    baselines = runs if len(runs) > 1 else compare.beside(runs[0])
+    write_atomic(out, render(runs, baselines))
     if len(runs) == 1:
-        _write_pngs(runs[0], out.parent)
+        _write_pngs(runs[0], compare.baseline_of(runs[0], baselines), out.parent)
     return out
 
 
-def render(runs: Sequence[Record]) -> str:
-    """The page as HTML."""
+def render(runs: Sequence[Record], baselines: Sequence[Record]) -> str:
+    """The page as HTML.
+
+    Args:
+        baselines: runs among which the supervised ones are looked for that `runs` are to beat.
+    """
     found = compare.groups(runs)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
                                      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
-    context = {"runs": [_run(run, compare.baseline_of(run, runs)) for run in runs], "groups": found, "plot": None}
+    context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None}
     if len(runs) > 1 and found:
         lines = [(group.label, run) for group in found for run in group.runs]
-        baselines = [group.ema.mean for group in found if group.runs[0].supervised]
-        context["plot"] = _plot(plots.together(lines, baselines), "EMA accuracy of all runs")
+        levels = [group.ema.mean for group in found if group.runs[0].supervised]
+        context["plot"] = _plot(plots.together(lines, levels), "EMA accuracy of all runs")
     return environment.get_template("report.html").render(context)
 
 
-def _write_pngs(run: Record, folder: pathlib.Path) -> None:
+def _write_pngs(run: Record, baseline: Baseline | None, folder: pathlib.Path) -> None:
     """results.png and confusion_matrix.png, for slides and for who opens no page."""
     if not run.evaluations:
         return
-    draws = [draw for draw, _ in _curves(run, None)]
+    draws = [draw for draw, _ in _curves(run, baseline)]
     write_atomic(folder / "results.png", plots.png(draws, (12.8, 3.6 * -(-len(draws) // 2))))
     if run.predictions:
         matrix, classes = _confusion(run)
@@ -89,7 +97,7 @@ def _write_pngs(run: Record, folder: pathlib.Path) -> None:
 # --- what the template is given of a run
 
 
-def _run(run: Record, baseline: float | None) -> dict:
+def _run(run: Record, baseline: Baseline | None) -> dict:
     preview = run.folder / "preview.png"
     return {
         "name": run.name, "record": run, "verdict": verdict(run, baseline), "findings": run.findings,
@@ -98,10 +106,10 @@ def _run(run: Record, baseline: float | None) -> dict:
         "settings": _settings(run), "split": _split(run), "facts": _facts(run)}
 
 
-def _curves(run: Record, baseline: float | None) -> list[tuple[plots.Draw, str]]:
+def _curves(run: Record, baseline: Baseline | None) -> list[tuple[plots.Draw, str]]:
     found = []
     if run.evaluations:
-        found.append((plots.accuracy(run, baseline), "test accuracy over the steps"))
+        found.append((plots.accuracy(run, baseline and baseline.top1), "test accuracy over the steps"))
     if run.train:
         found.append((plots.losses(run), "losses over the steps"))
         if not run.supervised:

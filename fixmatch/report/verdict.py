@@ -2,15 +2,16 @@
 
 import numpy as np
 
+from fixmatch.report.compare import Baseline
 from fixmatch.report.figures import interval
 from fixmatch.report.record import Record
 
 
-def verdict(run: Record, baseline: float | None = None) -> list[str]:
+def verdict(run: Record, baseline: Baseline | None = None) -> list[str]:
     """Sentences on one run, the answer to each question in its own.
 
     Args:
-        baseline: EMA top-1 of a supervised run on the same labels, percent.
+        baseline: of supervised runs on the same labels.
     """
     if run.final() is None:
         if run.result:
@@ -18,10 +19,8 @@ def verdict(run: Record, baseline: float | None = None) -> list[str]:
         return [f"Nothing was evaluated yet: the run is at step {run.step:,} of {run.config.train.total_steps:,}."]
     answers = [] if run.result else [f"The run has not ended: step {run.step:,} of {run.config.train.total_steps:,}."]
     answers.append(_learned(run))
-    if baseline is not None and not run.supervised:
-        gain = run.final() - baseline
-        answers.append(f"That is {abs(gain):.2f} points {'above' if gain >= 0 else 'below'} the supervised baseline on "
-                       f"the same labels ({baseline:.2f} %).")
+    if baseline:
+        answers.append(baseline.gain(run))
     answers += filter(None, (_pseudo_labels(run), _data(run), _quote(run)))
     return answers
 

@@ -97,10 +97,11 @@ def test_guessing_is_not_learning(trained, tmp_path):
     for top1, said in ((50.0, "It did not learn: EMA top-1 is 50.00 % on 100 test images"), (62.0, "It learned: EMA")):
         line = {"kind": "eval", "step": 6, **{which: {"top1": top1, "loss": 0.5} for which in ("raw", "ema")}}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        found = verdict(record.read(run), baseline=55.5)
+        found = verdict(record.read(run), compare.Baseline(55.5, ("runs/none",)))
         assert found[0].startswith(said)
         assert "always naming 'cat' would score 50.0 %" in found[0]
-        assert found[1].startswith(f"That is {abs(top1 - 55.5):.2f} points {'above' if top1 > 55.5 else 'below'} the")
+        assert found[1] == (f"That is {abs(top1 - 55.5):.2f} points {'above' if top1 > 55.5 else 'below'} the "
+                            "supervised baseline on the same labels (55.50 %, runs/none).")
 
 
 def test_visualdl_shows_what_one_asks_first_and_no_configuration_texts(trained):
@@ -164,6 +165,24 @@ def test_seeds_are_one_row_and_the_baseline_is_the_line_to_beat(trained, tmp_pat
     assert compare.groups([record.read(run) for run in runs])[0].gain is None
 
 
+def test_a_supervised_run_beside_another_is_its_baseline_if_it_has_the_same_labels(trained, tmp_path, capsys):
+    """The log of a run and its page say what the unlabeled images were worth."""
+    def train(name, *overrides):
+        fixmatch.train(fixmatch.load_config("digits", [*TINY, "train.total_steps=6", f"run.dir={tmp_path / name}",
+                                                        *overrides]))
+        return capsys.readouterr().out
+    assert "baseline" not in train("none", "ssl.mode=none")
+    assert "baseline" not in train("other-labels", "data.split_seed=5")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/result.json").write_text("{")
+    said = train("run", "run.report=true")
+    none, run = (record.read(tmp_path / name).final() for name in ("none", "run"))
+    sentence = (f"That is {abs(run - none):.2f} points {'above' if run >= none else 'below'} the supervised baseline "
+                f"on the same labels ({none:.2f} %, {tmp_path / 'none'}).")
+    assert sentence in said
+    assert sentence in " ".join((tmp_path / "run/report.html").read_text().split())
+
+
 def test_a_run_that_has_not_ended_has_a_page(trained, tmp_path, capsys):
     run = copy_of(trained, tmp_path / "run")
     for name in ("result.json", predictions.FILE, "parity.json", "preview.png"):
@@ -174,7 +193,7 @@ def test_a_run_that_has_not_ended_has_a_page(trained, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
     assert "The run has not ended: step 6 of 6." in (tmp_path / "page.html").read_text()
     (run / "metrics.jsonl").unlink()
-    assert "Nothing was evaluated yet" in page.render([record.read(run)])
+    assert "Nothing was evaluated yet" in page.render([record.read(run)], [])
 
 
 @pytest.mark.parametrize(("name", "content"), [
