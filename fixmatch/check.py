@@ -122,7 +122,8 @@ def _self_check(config: Config, device: str) -> Found:
 def _steps(config: Config, device: str) -> Found:
     """Trains the first steps of the run on its own data, and keeps nothing of it."""
     total = 1 + STEPS
-    short = dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=total, eval_every=total))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, total_steps=total, eval_every=total),
+                                ssl=dataclasses.replace(config.ssl, supervised_steps=0))  # those take less time
     inputs = read_inputs(short, resume=False, rank=0, world_size=1)
     loader = build_loader(short, inputs.source, inputs.split)
     trainer = Trainer(short, inputs.source, loader, Monitor(None, short), None, inputs.manifest)
@@ -137,9 +138,9 @@ def _steps(config: Config, device: str) -> Found:
     if not trainer.fit():
         raise KeyboardInterrupt
     seconds = statistics.median(np.diff(ends))
-    images = config.train.batch_size * (1 + 2 * config.train.mu * (config.ssl.mode == "fixmatch"))
+    images, all_images = short.images(0, 1), config.images(0, config.train.total_steps)
     peak = peak_memory() if device == "cpu" else paddle.device.cuda.max_memory_allocated()
-    hours = seconds * config.train.total_steps / 3600
+    hours = seconds * all_images / images / 3600
     found = {"steps": STEPS, "images_per_second": round(images / seconds, 1), "seconds_per_step": round(seconds, 4),
              "peak_memory_mb": round(peak / _MB), "total_steps": config.train.total_steps,
              "estimated_hours": round(hours, 3)}

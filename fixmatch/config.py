@@ -98,6 +98,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class SSLConfig:
     mode: str = key("fixmatch", "none: the supervised baseline on the labels alone", choices=("fixmatch", "none"))
+    supervised_steps: int = key(0, "first steps that train on the labels alone, until predictions are worth a "
+                                   "pseudo-label; they take a fraction of the time", low=0, also=("burn_in",))
     policy: str = key("fixed", "which pseudo-labels count: FixMatch's fixed threshold, or a later method's, see "
                                "fixmatch/thresholds.py", choices=("fixed", "flexmatch", "freematch", "softmatch"))
     align: str = key("none", "what the distribution of pseudo-labels over classes is drawn towards",
@@ -109,6 +111,10 @@ class SSLConfig:
                            also=("tau", "p_cutoff"))
     temperature: float = key(1.0, "T of the pseudo-labels' softmax", above=0.0, also=("t",))
     lambda_u: float = key(1.0, "weight of the unsupervised loss", low=0.0, also=("ulb_loss_ratio", "wu"))
+
+    def supervised_at(self, step: int) -> bool:
+        """Whether the step that follows `step` finished ones trains on the labels alone."""
+        return self.mode == "none" or step < self.supervised_steps
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,11 @@ class Config:
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     parity: ParityConfig = ParityConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    def images(self, first: int, last: int) -> int:
+        """How many images one process puts through the network in the steps after `first` and up to `last`."""
+        start = last if self.ssl.mode == "none" else min(max(first, self.ssl.supervised_steps), last)
+        return self.train.batch_size * (last - first + 2 * self.train.mu * (last - start))
 
 
 KEYS = settings.keys(Config)  # {"section.key": its dataclass field}

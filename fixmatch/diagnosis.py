@@ -52,10 +52,10 @@ def diagnose(train: Sequence[dict], evaluations: Sequence[dict], config: Config,
 
 def mask_is_zero(lines: Lines) -> str | None:
     mask, ssl, total = lines.mean("mask"), lines.config.ssl, lines.config.train.total_steps
-    if ssl.mode != "fixmatch" or mask is None or mask >= 0.01:
+    if ssl.supervised_at(lines.train[0]["step"] - 1) or mask is None or mask >= 0.01:
         return None
     seen = f"mask is {mask:.3f} and so is loss_u near 0: hardly a prediction reaches ssl.threshold = {ssl.threshold:g}"
-    if lines.step < _EARLY * total:
+    if lines.step < ssl.supervised_steps + _EARLY * total:
         return f"{seen}; that is usual at the start (step {lines.step:,} of {total:,})"
     return (f"{seen}, so the unlabeled images teach nothing; more steps (train.total_steps) or labels "
             "(data.num_labeled), or a lower ssl.threshold")

@@ -67,7 +67,7 @@ class Monitor:
         """Takes note of one finished step; `waited` is the seconds it stood waiting for its batch."""
         self.window.add(step, losses, batch)
         self.waited += waited
-        self.images += self.world_size * (len(batch.x) + len(batch.u_w) + len(batch.u_s))
+        self.images += self.world_size * (len(batch.x) + 2 * losses.mask.size)  # two views of each unlabeled image
         if self.bar is not None:
             self.bar.update(1)
         now = time.perf_counter()
@@ -95,8 +95,9 @@ class Monitor:
             mask = "" if self.supervised else f"mask {m['mask']:.2f} "
             self.bar.set_postfix_str(f"loss {m['loss']:.3f} {mask}{self._rate():.0f} img/s")
         if as_line:
-            done = step - self.first_step
-            left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
+            done, to_do = (self.config.images(first, last) for first, last in
+                           ((self.first_step, step), (step, self.total_steps)))
+            left = (time.perf_counter() - self.started) / done * to_do
             parts = "" if self.supervised else (f"loss_x {m['loss_x']:.4f}  loss_u {m['loss_u']:.4f}  "
                                                 f"mask {m['mask']:.3f}  ")
             scale = self.scaler.state() if self.scaler else {}

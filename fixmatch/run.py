@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,9 +228,11 @@ def _headline(config: Config, inputs: Inputs, trainer: Trainer, device: str) -> 
              if config.ssl.mode == "fixmatch" else f"{labeled} labeled images, supervised only,")
     together = f" of {ranks} processes together" if ranks > 1 else ""
     unlabeled = f"{len(split.unlabeled):,} unlabeled and " if config.ssl.mode == "fixmatch" else ""
+    start = (f", the first {config.ssl.supervised_steps:,} of them on the labels alone"
+             if config.ssl.mode == "fixmatch" and config.ssl.supervised_steps else "")
     return (f"{config.run.name}: {shape}, {count:,} parameters, on {device}; {source.name}, {len(split.labeled)} "
             f"labels (split {split.sha256()[:8]}), {unlabeled}{len(source.test):,} test images; "
-            f"{batch} a step{together}, {train.total_steps:,} steps")
+            f"{batch} a step{together}, {train.total_steps:,} steps{start}")
 
 
 def _say_notes(config: Config, inputs: Inputs, device: str) -> None:
@@ -253,28 +255,46 @@ def _judge(config: Config, inputs: Inputs, check: SelfCheck) -> None:
 
 
 def _watch_first_steps(config: Config, inputs: Inputs, trainer: Trainer, cleanup: contextlib.ExitStack) -> None:
-    """Has the first steps recorded and recomputed beside the training, which a failure stops with SelfCheckFailed."""
+    """Has the next steps recorded and recomputed beside the training, which a failure stops with SelfCheckFailed.
+
+    After a supervised start the first steps with unlabeled images follow in the same way.
+    """
     source = inputs.source
     check = StartCheck(config, {"num_classes": len(source.classes), "mean": source.mean, "std": source.std,
                                 "split": str(inputs.folder / "split.json"), "first_step": trainer.step,
                                 "world_size": inputs.manifest.world_size})
     cleanup.callback(check.close)
     trainer.recorder = check.recorder
-    trainer.on_step = functools.partial(_judge_first_steps, config, inputs, trainer, check)
+    start = config.ssl.mode == "fixmatch" and trainer.step < config.ssl.supervised_steps
+    what = "first steps" if start or not config.ssl.supervised_steps else "first steps with unlabeled images"
+    then = functools.partial(_await_unlabeled, config, inputs, trainer, cleanup) if start else None
+    trainer.on_step = functools.partial(_judge_first_steps, config, inputs, trainer, check, what, then)
 
 
-def _judge_first_steps(config: Config, inputs: Inputs, trainer: Trainer, check: StartCheck,
-                       wait: bool = False) -> None:
-    """Looks whether the check of the first steps is done, and keeps its verdict once. Raises SelfCheckFailed."""
+def _await_unlabeled(config: Config, inputs: Inputs, trainer: Trainer, cleanup: contextlib.ExitStack,
+                     wait: bool = False) -> None:
+    """Begins a check once the supervised start is over, if there are steps left that it could look at."""
+    if config.ssl.supervised_steps <= trainer.step < config.train.total_steps:
+        _watch_first_steps(config, inputs, trainer, cleanup)
+
+
+def _judge_first_steps(config: Config, inputs: Inputs, trainer: Trainer, check: StartCheck, what: str,
+                       then: Callable[[], None] | None, wait: bool = False) -> None:
+    """Looks whether a check of recorded steps is done, and keeps its verdict once. Raises SelfCheckFailed.
+
+    Args:
+        what: it looks at, in words.
+        then: what is called after every step once it has passed.
+    """
     folder, found = inputs.folder, check.poll(wait)
     if found is None:
         return
-    trainer.on_step = None
-    LOGGER.info(f"first steps: {found['verdict']}")
+    trainer.on_step = then
+    LOGGER.info(f"{what}: {found['verdict']}")
     verdicts = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
-    write_atomic(folder / "parity.json", json.dumps({**verdicts, "first_steps": found}, indent=1) + "\n")
+    write_atomic(folder / "parity.json", json.dumps({**verdicts, what.replace(" ", "_"): found}, indent=1) + "\n")
     if not found["passed"] and config.parity.on_failure == "abort":
-        raise SelfCheckFailed(f"{folder}: the first steps are not what the reference computes, so training was stopped "
+        raise SelfCheckFailed(f"{folder}: the {what} are not what the reference computes, so training was stopped "
                               f"after step {trainer.step}; see {folder}/parity.json; parity.on_failure=warn trains all "
                               "the same")
 
@@ -367,8 +387,7 @@ def _report(inputs: Inputs, trainer: Trainer) -> bool:
 
 def _result(inputs: Inputs, trainer: Trainer) -> Result:
     config, manifest = trainer.config, inputs.manifest
-    train, with_unlabeled = config.train, config.ssl.mode == "fixmatch"
-    images = trainer.step * manifest.world_size * train.batch_size * (1 + 2 * train.mu * with_unlabeled)
+    images = manifest.world_size * config.images(0, trainer.step)
     about = {"world_size": manifest.world_size, "config": manifest.config, "split_sha256": manifest.split_sha256}
     about |= {name: fact for name, fact in manifest.provenance.items() if name != "parity"}
     about |= {"classes": list(inputs.source.classes)}

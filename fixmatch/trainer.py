@@ -110,8 +110,8 @@ class Trainer:
         recording = self.recorder is not None and not self.recorder.done
         if recording:
             self.recorder.before(state, batch, self.step, lr)
-        losses = (algorithm.train_step(state, batch, ssl) if ssl.mode == "fixmatch"
-                  else algorithm.supervised_step(state, batch))
+        losses = (algorithm.supervised_step(state, batch) if ssl.supervised_at(self.step)
+                  else algorithm.train_step(state, batch, ssl))
         if recording:
             self.recorder.after(state, losses)
         self.step += 1

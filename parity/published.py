@@ -41,6 +41,7 @@ _EVERYWHERE = {
     "train.eval_every": (1024, "train.py --eval-step"),
     "train.clip_grad_norm": (0.0, "train.py: none"),
     "ssl.mode": ("fixmatch", "paper, algorithm 1"),
+    "ssl.supervised_steps": (0, "train.py: unlabeled images from the first step on"),
     "ssl.threshold": (0.95, "paper, appendix B: tau; train.py --threshold"),
     "ssl.temperature": (1.0, "train.py --T"),
     "ssl.lambda_u": (1.0, "paper, appendix B: lambda_u; train.py --lambda-u"),

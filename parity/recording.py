@@ -109,7 +109,11 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
     """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
     out."""
     found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
-    losses, thresholds = _joint_losses(state, config, before, after, gates.undecided)
+    unlabeled = 0 if config.ssl.supervised_at(fact["step"]) else len(part(after, "batch")["u_w"])
+    yield exact(f"{label} losses/number of pseudo-labels", np.array(found["mask"].size), np.array(unlabeled))
+    if found["mask"].size != unlabeled:
+        return
+    losses, thresholds = _joint_losses(state, config, fact["step"], before, after, gates.undecided)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
         yield near(f"{label} losses/{name}", found[name], _array(losses[name]), gates.loss, floor=1.0)
     if config.ssl.policy == "softmatch":
@@ -118,7 +122,8 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
         decided = _array(losses[f"{name} decided"])
         yield exact(f"{label} losses/{name}", np.where(decided, found[name], 0), np.where(
             decided, _array(losses[name]), 0).astype(found[name].dtype))
-    yield from _threshold_rows(label, part(after, "batch")["index_u"], part(after, "thresholds"), thresholds,
+    seen = part(after, "batch")["index_u"][:unlabeled]
+    yield from _threshold_rows(label, seen, part(after, "thresholds"), thresholds,
                                _array(losses["mask decided"] & losses["pseudo_labels decided"]))
     ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
@@ -147,23 +152,23 @@ def _threshold_rows(label: str, index, found: dict, expected: dict, decided: np.
             yield near(f"{label} thresholds/{name}", ours, theirs, THRESHOLD_GATE, floor=1.0)
 
 
-def _joint_losses(state, config: Config, before: dict, after: dict, undecided: float) -> tuple[dict, dict]:
+def _joint_losses(state, config: Config, step: int, before: dict, after: dict, undecided: float) -> tuple[dict, dict]:
     """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides.
 
     Also the statistics of ssl.policy after it.
     """
     batch, found = part(after, "batch"), part(after, "losses")
     ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
-    if ssl.mode != "fixmatch":
+    old = {name: torch.from_numpy(a) for name, a in part(before, "thresholds").items()}
+    old = {name: t.double() if t.is_floating_point() else t for name, t in old.items()}
+    if ssl.supervised_at(step):
         loss = torch.nn.functional.cross_entropy(state.model(state.normalize(batch["x"])), targets)
         none = torch.zeros(0)
         return {"loss": loss, "loss_x": loss, "loss_u": torch.zeros([]), "confidence": none, "mask": none,
-                "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}, {}
+                "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}, old
     images = state.normalize(np.concatenate([batch["x"], batch["u_w"], batch["u_s"]]))
     logits = state.model(images)  # [B + 2M, K]
     logits_x, logits_u_w, logits_u_s = logits.split([len(batch["x"]), len(batch["u_w"]), len(batch["u_s"])])
-    old = {name: torch.from_numpy(a) for name, a in part(before, "thresholds").items()}
-    old = {name: t.double() if t.is_floating_point() else t for name, t in old.items()}
     (confidence, labels, mask), new = mirror_thresholds.pseudo_labels(logits_x, logits_u_w, batch["index_u"], old, ssl)
     best, second = logits_u_w.detach().topk(2, dim=1).values.T
     bars = mirror_thresholds.bars(old, new, ssl, logits.shape[1])

@@ -47,6 +47,7 @@ def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
         "data": {"num_labeled": case.num_classes, "labels_per_class": (), "split_file": "", "fold": None},
         "train": {"batch_size": min(train.batch_size, case.batch_size), "mu": min(train.mu, case.mu),
                   "total_steps": steps, "eval_every": 2, "eval_batch_size": 7},
+        "ssl": {"supervised_steps": min(config.ssl.supervised_steps, 1)},
         "optim": {"warmup_steps": min(config.optim.warmup_steps, 2)},
         "parity": {"enabled": False}}
     return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **changes)

@@ -301,6 +301,17 @@ def test_a_few_anchors_do_not_make_a_long_message(write):
         f"  - &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))))) < 300
 
 
+def test_images_are_counted_with_both_views_and_without_the_supervised_start():
+    def images(first, last, **ssl):
+        return from_dict({"train": {"batch_size": 4, "mu": 3}, "ssl": ssl}, "test").images(first, last)
+    assert images(0, 10) == 10 * (4 + 2 * 12)
+    assert images(0, 10, mode="none", supervised_steps=3) == 10 * 4
+    assert images(0, 10, supervised_steps=3) == 3 * 4 + 7 * 28
+    assert images(0, 2, supervised_steps=3) == 2 * 4
+    assert images(2, 5, supervised_steps=3) == 4 + 2 * 28
+    assert images(5, 9, supervised_steps=3) == 4 * 28
+
+
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().train.mu = 3

@@ -11,9 +11,9 @@ FAST = {"step": 1000, "loss_x": 0.1, "loss_u": 0.2, "mask": 0.8, "impurity": 4.0
         "top_class_share": 0.4, "data_wait": 0.01}
 
 
-def run(*, decay=0.99, bn=0.99, total=1000, mode="fixmatch"):
+def run(*, decay=0.99, bn=0.99, total=1000, mode="fixmatch", start=0):
     return from_dict({"train": {"total_steps": total}, "ema": {"decay": decay}, "model": {"bn_momentum": bn},
-                      "ssl": {"mode": mode}}, "test")
+                      "ssl": {"mode": mode, "supervised_steps": start}}, "test")
 
 
 def scored(step, ema=90.0, raw=90.0, ema_loss=0.3, raw_loss=0.3):
@@ -75,6 +75,12 @@ def test_the_wait_for_the_first_batch_is_not_slow_data():
 def test_a_supervised_run_has_no_mask_to_be_zero():
     line = {"step": 1000, "loss": 0.1, "loss_x": 0.1, "data_wait": 0.01}
     assert said([line] * 5, GOOD, run(mode="none")) == {}
+
+
+def test_nothing_is_expected_of_pseudo_labels_in_a_supervised_start():
+    lines = [FAST | {"step": step, "mask": 0.0} for step in (600, 700, 800)]
+    assert said(lines, GOOD, run(start=800)) == said(lines, GOOD, run(start=600)) == {}
+    assert "usual at the start" in said(lines[1:], GOOD, run(start=690, total=4000))["mask_is_zero"]
 
 
 # --- what VisualDL draws

@@ -46,6 +46,23 @@ def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
     assert result.parity == "PARITY PASS"
 
 
+def test_after_a_supervised_start_the_first_steps_with_unlabeled_images_are_checked_too(tmp_path, monkeypatch, capsys):
+    right = selfcheck.StartCheck.poll  # here it is waited for, which so short a run would not do
+    monkeypatch.setattr(selfcheck.StartCheck, "poll", lambda self, wait=False: right(self, wait or self.recorder.done))
+    settings = config(tmp_path, "train.total_steps=7", "ssl.supervised_steps=3", "run.log_every=1", "run.report=true")
+    fixmatch.train(settings)
+    verdicts = json.loads((tmp_path / "run/parity.json").read_text())
+    said = capsys.readouterr().out
+    for what in ("first steps", "first steps with unlabeled images"):
+        assert verdicts[what.replace(" ", "_")]["passed"] is True
+        assert f"{what}: PARITY PASS" in said
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["confidence"] == [0] * len(line["confidence"]) for line in trained] == [True] * 3 + [False] * 4
+    assert [line["loss"] == line["loss_x"] for line in trained[:3]] == [True] * 3
+    assert "First steps with unlabeled images: PARITY PASS" in (tmp_path / "run/report.html").read_text()
+
+
 @pytest.mark.parametrize(("plant", "row"), [
     pytest.param("loop-strong-views-rolled", "losses/loss_u", marks=pytest.mark.long),
     pytest.param("loop-labels-rolled", "losses/loss_x", marks=pytest.mark.long),

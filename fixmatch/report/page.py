@@ -161,12 +161,13 @@ def _gallery(judged: Judged, classes: Sequence[str]) -> list[Picture]:
 def _parity(run: Record) -> dict | None:
     if run.parity is None:
         return None
-    first = run.parity.get("first_steps") or {}
-    stages = [*run.parity.get("stages", ()), *({**stage, "stage": f"first steps: {stage['stage']}"}
-                                               for stage in first.get("stages", ()))]
+    first = {name.replace("_", " "): found for name, found in run.parity.items() if name.startswith("first_steps")}
+    stages = [*run.parity.get("stages", ()), *({**stage, "stage": f"{name}: {stage['stage']}"}
+                                               for name, found in first.items() for stage in found.get("stages", ()))]
     plot = _plot(plots.parity(stages, run.parity.get("gate", 1e-11)), "worst relative error of each stage",
                  (6.4, 0.9 + 0.24 * len(stages))) if stages else None
-    return {"verdict": run.parity["verdict"], "first": first.get("verdict"), "plot": plot}
+    return {"verdict": run.parity["verdict"], "plot": plot,
+            "first": [(name, found["verdict"]) for name, found in first.items()]}
 
 
 def _settings(run: Record) -> list[dict]:

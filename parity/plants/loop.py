@@ -31,6 +31,19 @@ def _labels_alone(patch: Patch) -> None:
     _in_the_loop(patch, train_step=lambda state, batch, ssl: algorithm.supervised_step(state, batch))
 
 
+def _supervised_start(patch: Patch, at) -> None:
+    """The loop asks at(ssl, step) whether the step that follows `step` finished ones trains on the labels alone."""
+    right = trainer.Trainer._step
+
+    def changed(self, batches):
+        config, mode = self.config, "none" if at(self.config.ssl, self.step) else "fixmatch"
+        self.config = dataclasses.replace(config, ssl=dataclasses.replace(config.ssl, mode=mode, supervised_steps=0))
+        right(self, batches)
+        self.config = config
+
+    patch(trainer.Trainer, "_step", changed)
+
+
 def _batch(patch: Patch, change) -> None:
     _in_the_loop(patch, train_step=lambda state, batch, ssl: algorithm.train_step(state, change(batch), ssl))
 
@@ -276,6 +289,12 @@ PLANTS = [
           partial(_other_ssl, lambda_u=2.5)),
     Plant("loop-temperature", "run", "the loop trains under another temperature", partial(_other_ssl, temperature=0.4)),
     Plant("loop-supervised-only", "run", "the loop leaves the unlabeled images out", _labels_alone),
+    Plant("loop-supervised-start-left-out", "run", "unlabeled images join at the first step, whatever is configured",
+          partial(_supervised_start, at=lambda ssl, step: ssl.mode == "none"),
+          settings=("ssl.supervised_steps=1",)),
+    Plant("loop-supervised-start-too-long", "run", "the supervised start is a step longer than configured",
+          partial(_supervised_start, at=lambda ssl, step: ssl.mode == "none" or step <= ssl.supervised_steps),
+          settings=("ssl.supervised_steps=1",)),
     Plant("loop-labels-rolled", "run", "the loop gives every image its neighbour's label", _labels_rolled),
     Plant("loop-strong-views-rolled", "run", "the loop pairs weak views with their neighbours' strong ones",
           _strong_views_rolled),
