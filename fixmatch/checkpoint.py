@@ -16,10 +16,9 @@ import numpy as np
 import paddle
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from fixmatch.data.dataset import one_line
-from fixmatch.files import read_text, write_atomic
+from fixmatch.files import read_text, replacing, safetensors, write_atomic
 from fixmatch.settings import show
 
 FORMAT = 2  # format 1 is read, too: it is the same without the manifest's SHA-256 of itself
@@ -125,10 +124,14 @@ def _fits(value, pattern) -> bool:
 def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest) -> None:
     """Writes a checkpoint into `folder`, replacing the one there. Raises OSError and keeps the old one if it cannot."""
     folder.mkdir(parents=True, exist_ok=True)
-    blob = save_arrays({name: np.asarray(a, order="C") for name, a in arrays.items()})
-    sha256 = hashlib.sha256(blob).hexdigest()
+    digest = hashlib.sha256()
+    for piece in safetensors(arrays):
+        digest.update(piece)
+    sha256 = digest.hexdigest()
     file = folder / f"arrays-{sha256[:16]}.safetensors"
-    write_atomic(file, blob)
+    with replacing(file) as opened:
+        for piece in safetensors(arrays):
+            opened.write(piece)
     content = sealed({"format": FORMAT, "arrays": file.name, "sha256": sha256, **manifest.to_json()})
     write_atomic(folder / _FILE, json.dumps(content, indent=1) + "\n")
     for old in (*folder.glob("arrays-*.safetensors"), *folder.glob(".*.tmp")):  # .tmp: of a process that was killed

@@ -8,8 +8,8 @@ import json
 import pathlib
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from fixmatch.files import safetensors
 from fixmatch.runtime import arithmetic
 from fixmatch.step import TrainState
 
@@ -45,7 +45,7 @@ class Recorder:
 
         def update(skip=None, *args):
             self._fact["skipped"] = skip is not None and bool(skip)
-            self._gradients = {name: parameter.grad.numpy().copy() for name, parameter in state.model.named_parameters()
+            self._gradients = {name: parameter.grad.numpy() for name, parameter in state.model.named_parameters()
                                if parameter.grad is not None}
             return self._update(skip, *args)
 
@@ -57,12 +57,14 @@ class Recorder:
         batch = {f"batch/{name}": a for name, a in self._batch._asdict().items() if isinstance(a, np.ndarray)}
         found = {f"losses/{name}": t.detach().numpy() for name, t in losses._asdict().items()}
         gradients = {f"gradient/{name}": a for name, a in self._gradients.items()}
+        self._gradients = {}
         self._write(f"step-{len(self.facts)}", {**batch, **found, **gradients, **self._state(state)})
         self.facts.append(self._fact)
         (self.folder / "facts.json").write_text(json.dumps(self.facts), encoding="utf-8")
 
     def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        save_file({n: np.array(a, order="C") for n, a in arrays.items()}, self.folder / f"{name}.safetensors")
+        with open(self.folder / f"{name}.safetensors", "wb") as file:
+            file.writelines(safetensors(arrays))
 
     def _state(self, state: TrainState) -> dict[str, np.ndarray]:
         parts = {"model": state.model.state_dict(), "ema": state.ema.average.state_dict(),

@@ -24,6 +24,8 @@ from fixmatch.version import versions
 _ROOT = process.ROOT
 # what the self-check's verdict depends on, beside the data set's number of classes
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
+# glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps them.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
 
@@ -45,7 +47,7 @@ class _Parity:
         files = ["-c", str(self.folder / "config.yaml"), "--json", str(self.folder / "parity.json")]
         environment = process.environment(_ROOT) | {
             "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1",  # who waits leaves the core to the other process
-            "OMP_NUM_THREADS": self.threads}
+            "OMP_NUM_THREADS": self.threads, **_KEEP_MEMORY}
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
         self.process = process.start(["-m", "parity", *arguments, *files], environment, self.output,
                                      cwd or self.folder)

@@ -1,10 +1,10 @@
 """Comparing two traces, tensor by tensor, in the order in which a fault would show.
 
 A trace is an iterator of (section, {name: array}): what one side computed, in the order of diagnosis. The two sides are
-walked in step, so that one section of each is in memory at a time.
+walked in step, and a section is read before the trace goes on, so that it may hold tensors as they are (`Reading`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,30 @@ ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat1
 
 FRESH_WEIGHTS = "initial"  # the section whose tensors are random on both sides, so that their distributions must agree
 
-Trace = Iterable[tuple[str, dict[str, np.ndarray]]]
+Trace = Iterable[tuple[str, Mapping[str, np.ndarray]]]
+
+
+class Reading(Mapping):
+    """The tensors of a section, each copied when it is asked for, so that one copy at a time is in memory.
+
+    Args:
+        names: of the tensors.
+        read: makes the array of one name, as it is at that moment.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Row(NamedTuple):

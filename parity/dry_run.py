@@ -6,6 +6,7 @@ recomputed by the mirror (parity/recording.py); then what it logged, how it scor
 checkpoints hold is compared with the recording. B labeled images, M = mu * B unlabeled ones, K classes.
 """
 
+import gc
 import json
 import pathlib
 import tempfile
@@ -24,10 +25,11 @@ from parity import recording
 from parity.case import Case
 from parity.compare import Row, exact, near
 from parity.mirror.evaluation import accuracy
+from parity.mirror.models import build_model
+from parity.mirror.normalize import Normalize
 from parity.mirror.schedule import cosine_7_16
-from parity.reference import precision
+from parity.reference import precision, without_initial_values
 from parity.small_run import short_config, small_source, training_on
-from parity.weights import paddle_to_torch
 
 LOGGED_GATE = 1e-6  # what is logged is the float32 number that was trained on, averaged over one step
 
@@ -40,6 +42,7 @@ def rows(case: Case) -> Iterator[Row]:
         config, source = short_config(case, folder / "run", steps), small_source(case)
         with training_on(source):
             run.train(config, recorder=Recorder(folder / "recording", steps))
+        gc.collect()  # what trained, which knows itself in a circle
         after = [recording.Arrays(folder / f"recording/step-{step}.safetensors") for step in range(steps)]
         yield from batch_rows(config, source, inputs.choose_split(config, source), after)
         yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
@@ -84,14 +87,14 @@ def _logged_rows(lines: list[dict], config: Config, after: list[dict]) -> Iterat
 def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iterator[Row]:
     """The mirror scores the recorded raw and averaged weights on the same test images."""
     with precision("float64"), torch.no_grad():
-        state = recording.mirror(config, len(source.classes), source.mean, source.std)
-        images, targets = state.normalize(source.test.images), torch.from_numpy(source.test.labels)
+        with without_initial_values():
+            model = build_model(num_classes=len(source.classes), **config.model.network())
+        images = Normalize(source.mean, source.std)(source.test.images)
+        targets = torch.from_numpy(source.test.labels)
         gates = recording.GATES[arithmetic(amp=None)]  # no mixed precision where test images are scored
         for part, name in (("model", "raw"), ("ema", "ema")):
-            given = paddle_to_torch(recording.part(after, part))
-            state.model.load_state_dict({n: torch.from_numpy(a) for n, a in given.items()})
-            state.model.eval()
-            logits = state.model(images)
+            recording.load(model, after, part)
+            logits = model.eval()(images)
             loss = torch.nn.functional.cross_entropy(logits, targets)
             label = f"evaluated step {line['step']} {name}"
             yield near(f"{label}/loss", np.array(line[name]["loss"]), loss.numpy(), gates.loss)

@@ -10,22 +10,23 @@ B labeled images, M = mu * B unlabeled ones, K classes.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from fixmatch.config import Config
-from parity.compare import Row, exact, near
+from fixmatch.files import DTYPES
+from parity.compare import Reading, Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as algorithm
 from parity.mirror import thresholds as mirror_thresholds
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
-from parity.weights import paddle_to_torch
+from parity.weights import named_as_torch, paddle_to_torch
 
 
 class Gates(NamedTuple):
@@ -83,7 +84,7 @@ def mirror(config: Config, num_classes: int, mean, std) -> algorithm.TrainState:
 
 def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
     losses["loss"].backward()
-    return {n: _array(p.grad).astype(np.float64) for n, p in state.model.named_parameters() if p.grad is not None}
+    return {n: _array(p.grad) for n, p in state.model.named_parameters() if p.grad is not None}
 
 
 def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
@@ -125,12 +126,12 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
     seen = part(after, "batch")["index_u"][:unlabeled]
     yield from _threshold_rows(label, seen, part(after, "thresholds"), thresholds,
                                _array(losses["mask decided"] & losses["pseudo_labels decided"]))
-    ours, expected = paddle_to_torch(part(after, "gradient")), _gradients(state, losses)
+    ours, expected = as_torch(after, "gradient"), _gradients(state, losses)
     floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
-    for name in [] if fact["skipped"] else [*reversed(expected), *(n for n in _weights(ours) if n not in expected)]:
+    for name in [] if fact["skipped"] else [*reversed(expected), *(n for n in ours if n not in expected)]:
         gate = gates.gradient[config.model.arch]
         yield near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
-    old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
+    old, new = as_torch(before, "model"), as_torch(after, "model")
     for name, buffer in state.model.named_buffers():
         if not name.endswith("num_batches_tracked"):
             moved = _array(buffer) - old[name]
@@ -185,8 +186,8 @@ def _joint_losses(state, config: Config, step: int, before: dict, after: dict, u
 
 def _update_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
     """Momentum, weights and average, from the recorded gradients; a skipped step leaves momentum and weights alone."""
-    gradients = paddle_to_torch(part(after, "gradient"))
-    old, new = paddle_to_torch(part(before, "model")), paddle_to_torch(part(after, "model"))
+    gradients = as_torch(after, "gradient")
+    old, new = as_torch(before, "model"), as_torch(after, "model")
     for name, parameter in state.model.named_parameters():
         gradient = gradients.get(name)
         parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(np.float64))
@@ -194,23 +195,21 @@ def _update_rows(label: str, state, config: Config, before: dict, after: dict, s
         torch.nn.utils.clip_grad_norm_(group["params"], config.train.clip_grad_norm)
     if not skipped:
         state.optimizer.step()
-    momentum = paddle_to_torch(part(after, "momentum"))
+    momentum = as_torch(after, "momentum")
     expected = {n: _array(t) for n, t in state.optimizer.momentum_buffers().items()}
     if skipped:  # momentum that the step had made is taken back to 0
         expected = {n: np.zeros_like(a) for n, a in momentum.items()} | expected
     if config.optim.momentum > 0:
-        for name in [*expected, *(n for n in _weights(momentum) if n not in expected)]:
+        for name in [*expected, *(n for n in momentum if n not in expected)]:
             yield near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)
     for name, parameter in state.model.named_parameters():
         moved = _array(parameter) - old[name]
         rounding = 2 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
         yield near(f"{label} weights/{name}", new[name].astype(np.float64) - old[name], moved, UPDATE_GATE,
                     floor=rounding / UPDATE_GATE)
-    with torch.no_grad():  # the average follows the weights as they were recorded
-        for name, tensor in state.model.state_dict().items():
-            tensor.copy_(torch.from_numpy(new[name]))
+    load(state.model, after, "model")  # the average follows the weights as they were recorded
     state.ema.update()
-    average = paddle_to_torch(part(after, "ema"))
+    average = as_torch(after, "ema")
     for name, tensor in state.ema.average.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             yield near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
@@ -237,12 +236,9 @@ def _batch_shape(after: dict) -> tuple:
 
 def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     """Puts a recorded state into the mirror."""
-    with torch.no_grad():
-        for model, prefix in ((state.model, "model"), (state.ema.average, "ema")):
-            given = paddle_to_torch(part(arrays, prefix))
-            for name, tensor in model.state_dict().items():
-                tensor.copy_(torch.from_numpy(given[name]))
-    momentum = paddle_to_torch(part(arrays, "momentum"))
+    load(state.model, arrays, "model")
+    load(state.ema.average, arrays, "ema")
+    momentum = as_torch(arrays, "momentum")
     state.optimizer.state.clear()
     for name, parameter in state.model.named_parameters():
         parameter.grad = None
@@ -253,28 +249,42 @@ def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
     state.model.train()
 
 
-class Arrays(Mapping):
-    """The arrays of a safetensors file, each read when it is asked for."""
+@torch.no_grad()
+def load(model, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+    """Puts the recorded tensors below `prefix` into a network of the mirror."""
+    given = as_torch(arrays, prefix)
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            tensor.copy_(torch.from_numpy(given[name]))
+
+
+class Arrays(Reading):
+    """The arrays of a safetensors file, each read when it is asked for. What was mapped would stay in memory."""
 
     def __init__(self, path: pathlib.Path):
-        self._file = safe_open(path, "numpy")
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        def read(name: str) -> np.ndarray:
+            (start, _), shape = header[name]["data_offsets"], header[name]["shape"]
+            return np.fromfile(path, types[header[name]["dtype"]], math.prod(shape), offset=8 + length + start
+                               ).reshape(shape)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
-
-    def __len__(self) -> int:
-        return len(self._file.keys())
-
-
-def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name[len(prefix) + 1:]: arrays[name] for name in arrays if name.startswith(prefix + "/")}
+        types = {stored: name for name, stored in DTYPES.items()}
+        super().__init__(header, read)
 
 
-def _weights(state: dict[str, np.ndarray]) -> list[str]:
-    return [name for name in state if not name.endswith("num_batches_tracked")]
+def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
+    """The recorded arrays below `prefix`, under the names that follow it."""
+    names = [name[len(prefix) + 1:] for name in arrays if name.startswith(prefix + "/")]
+    return Reading(names, lambda name: arrays[f"{prefix}/{name}"])
+
+
+def as_torch(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
+    """The same under Torch's names and in its shapes."""
+    ours = named_as_torch(part(arrays, prefix))
+    return Reading(ours, lambda name: paddle_to_torch({ours[name]: arrays[f"{prefix}/{ours[name]}"]})[name])
 
 
 def _array(tensor) -> np.ndarray:

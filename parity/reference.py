@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
-from parity.compare import Trace
-from parity.mirror import ema, evaluation, losses, scaler, schedule, thresholds
+from parity.compare import FRESH_WEIGHTS, Reading, Trace
+from parity.mirror import evaluation, losses, scaler, schedule, thresholds
 from parity.mirror import step as algorithm
 from parity.mirror.normalize import Normalize
 
@@ -40,12 +40,15 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
 
 def _build(case: Case) -> algorithm.TrainState:
     """The mirror's state of a network that starts with the case's weights."""
-    with without_initial_values():
-        state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std,
-                                     *case.label_facts())
-    _load(state.model, case)
-    state.ema = ema.EMA(state.model, case.config.ema.decay)
-    return state
+    right = algorithm.build_model
+
+    def build_model(**shape):
+        model = right(**shape)
+        _load(model, case)
+        return model
+
+    with without_initial_values(), mock.patch.object(algorithm, "build_model", build_model):
+        return algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std, *case.label_facts())
 
 
 @contextlib.contextmanager
@@ -73,21 +76,15 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
             handle.remove()
 
 
-def _named(items) -> dict[str, np.ndarray]:
-    return {name: _array(t) for name, t in items}
-
-
-def _buffers(model) -> dict[str, np.ndarray]:
-    return {n: _array(b) for n, b in model.named_buffers() if not n.endswith("num_batches_tracked")}
-
-
-def _average(state: ema.EMA) -> dict[str, np.ndarray]:
-    return {n: _array(t) for n, t in state.average.state_dict().items() if not n.endswith("num_batches_tracked")}
+def _named(items) -> Reading:
+    """Without num_batches_tracked."""
+    tensors = {name: t for name, t in items if not name.endswith("num_batches_tracked")}
+    return Reading(tensors, lambda name: _array(tensors[name]))
 
 
 def forward(case: Case, dtype: str) -> Trace:
+    yield from fresh(case, dtype)
     with precision(dtype):
-        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -96,19 +93,21 @@ def forward(case: Case, dtype: str) -> Trace:
             with torch.no_grad(), _activations(state.model) as seen:
                 state.model(images)
             yield f"{mode} activations", seen
-        yield "buffers", _buffers(state.model)
+        yield "buffers", _named(state.model.named_buffers())
 
 
-def _fresh(case: Case) -> dict[str, np.ndarray]:
+def fresh(case: Case, dtype: str) -> Trace:
     """The weights with which the mirror begins."""
-    torch.manual_seed(case.seed)
-    model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
-    return {n: _array(t) for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    with precision(dtype):
+        torch.manual_seed(case.seed)
+        model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
+        yield FRESH_WEIGHTS, _named(model.state_dict().items())
 
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
+    if not case.large:
+        yield from fresh(case, dtype)
     with precision(dtype):
-        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -191,13 +190,12 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
-    gradients: dict[str, np.ndarray] = {}
+    gradients: dict[str, torch.Tensor] = {}  # Torch's SGD leaves them as they are
 
     def note(*_):
-        gradients.clear()
         if "gradients" in wanted:
-            gradients.update({n: _array(p.grad) for n, p in reversed(list(state.model.named_parameters()))
-                              if p.grad is not None})
+            gradients.update((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
+                             if p.grad is not None)
 
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
@@ -207,11 +205,15 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
                 "activations": lambda seen=seen, batch=batch: _in_order(seen, batch),
                 "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
-                "gradients": lambda: dict(gradients),
+                "gradients": lambda: _named(gradients.items()),
                 "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
-                "weights": lambda: _named(state.model.named_parameters()), "buffers": lambda: _buffers(state.model),
-                "ema": lambda: _average(state.ema)}
-        yield from ((f"step {step} {name}", take[name]()) for name in wanted)
+                "weights": lambda: _named(state.model.named_parameters()),
+                "buffers": lambda: _named(state.model.named_buffers()),
+                "ema": lambda: _named(state.ema.average.state_dict().items())}
+        for name in wanted:
+            yield f"step {step} {name}", take[name]()
+            if name == "gradients":
+                gradients.clear()
 
 
 def _in_order(seen: dict[str, np.ndarray], batch) -> dict[str, np.ndarray]:
@@ -279,4 +281,4 @@ def average(case: Case, dtype: str, rounds: int) -> Trace:
         for i in range(rounds):
             _load(state.model, case, salt=f"round {i}")
             state.ema.update()
-            yield f"round {i} ema", _average(state.ema)
+            yield f"round {i} ema", _named(state.ema.average.state_dict().items())

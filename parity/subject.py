@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from unittest import mock
 
 import numpy as np
@@ -14,8 +14,8 @@ from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
 from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
-from parity.compare import Trace
-from parity.weights import paddle_to_torch, torch_to_paddle
+from parity.compare import FRESH_WEIGHTS, Reading, Trace
+from parity.weights import named_as_torch, paddle_to_torch, torch_to_paddle
 
 
 @contextlib.contextmanager
@@ -29,13 +29,21 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def _array(tensor) -> np.ndarray:
-    return tensor.detach().numpy().copy()
+    return tensor.detach().numpy()  # a copy
 
 
-def _named(items) -> dict[str, np.ndarray]:
+def _named(items) -> Reading:
     """Under Torch's names and shapes, without num_batches_tracked."""
-    converted = paddle_to_torch({name: _array(t) for name, t in items})
-    return {name: a for name, a in converted.items() if not name.endswith("num_batches_tracked")}
+    tensors = dict(items)
+    ours = named_as_torch(tensors)
+    return Reading(ours, lambda name: paddle_to_torch({ours[name]: _array(tensors[ours[name]])})[name])
+
+
+def _kept(gradient: paddle.Tensor) -> paddle.Tensor:
+    """The same memory in a tensor that stays when the gradient is cleared, which empties all others that share it."""
+    kept = paddle.empty([0], dtype=gradient.dtype)
+    kept.get_tensor()._share_data_with(gradient.get_tensor())
+    return kept
 
 
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
@@ -80,7 +88,7 @@ def _without_initial_values() -> Iterator[None]:
         paddle.nn.initializer.set_global_initializer(None)
 
 
-def _momentum(state: algorithm.TrainState, case: Case) -> dict[str, np.ndarray]:
+def _momentum(state: algorithm.TrainState, case: Case) -> Mapping[str, np.ndarray]:
     """The momentum buffers; without momentum Torch keeps none, and Paddle a copy of the gradients."""
     return _named(state.optimizer.state().items()) if case.config.optim.momentum > 0 else {}
 
@@ -105,8 +113,8 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 
 
 def forward(case: Case, dtype: str) -> Trace:
+    yield from fresh(case, dtype)
     with precision(dtype):
-        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -118,17 +126,22 @@ def forward(case: Case, dtype: str) -> Trace:
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _fresh(case: Case) -> dict[str, np.ndarray]:
+def fresh(case: Case, dtype: str) -> Trace:
     """The weights with which production begins."""
-    paddle.seed(case.seed)
-    model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
-    return _named(model.state_dict().items())
+    with precision(dtype):
+        paddle.seed(case.seed)
+        model = algorithm.build_model(num_classes=case.num_classes, **case.config.model.network())
+        yield FRESH_WEIGHTS, _named(model.state_dict().items())
 
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
-    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`."""
+    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`.
+
+    Of a large network's fresh weights, of which no digest is made, there are none.
+    """
+    if not case.large:
+        yield from fresh(case, dtype)
     with precision(dtype):
-        yield "initial", _fresh(case)
         state, batch = _build(case), case.batch(0)
         images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
         yield "input", {"images": _array(images)}
@@ -209,14 +222,13 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
-    gradients: dict[str, np.ndarray] = {}
+    gradients: dict[str, paddle.Tensor] = {}  # as the optimizer is given them; it has no need to change them
     step_of_optimizer = state.optimizer.step
 
     def step_and_note(*args):
-        gradients.clear()
         if "gradients" in wanted:
-            gradients.update(_named((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
-                                    if p.grad is not None))
+            gradients.update((n, _kept(p.grad)) for n, p in reversed(list(state.model.named_parameters()))
+                             if p.grad is not None)
         step_of_optimizer(*args)
 
     state.optimizer.step = step_and_note
@@ -226,12 +238,15 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
-                "gradients": lambda: dict(gradients),
+                "gradients": lambda: _named(gradients.items()),
                 "momentum": lambda: _momentum(state, case),
                 "weights": lambda: _named(state.model.named_parameters()),
                 "buffers": lambda: _named(state.model.named_buffers()),
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
-        yield from ((f"step {step} {name}", take[name]()) for name in wanted)
+        for name in wanted:
+            yield f"step {step} {name}", take[name]()
+            if name == "gradients":
+                gradients.clear()
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

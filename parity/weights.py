@@ -4,6 +4,8 @@ The structured names agree but for batch norm's buffers (running_mean is _mean, 
 no num_batches_tracked). Linear weights are transposed: Torch [out, in], Paddle [in, out].
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 _BUFFERS = {"running_mean": "_mean", "running_var": "_variance"}
@@ -41,6 +43,12 @@ def paddle_to_torch(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if last == "running_var":
             converted[prefix + "num_batches_tracked"] = np.zeros([], dtype=np.int64)
     return converted
+
+
+def named_as_torch(names: Iterable[str]) -> dict[str, str]:
+    """{Torch's name: Paddle's name} of tensors."""
+    back = {ours: theirs for theirs, ours in _BUFFERS.items()}
+    return {prefix + back.get(last, last): name for name in names for prefix, last in (_split(name),)}
 
 
 def _split(name: str) -> tuple[str, str]:
