@@ -39,13 +39,6 @@ def _named(items) -> Reading:
     return Reading(ours, lambda name: paddle_to_torch({ours[name]: _array(tensors[ours[name]])})[name])
 
 
-def _kept(gradient: paddle.Tensor) -> paddle.Tensor:
-    """The same memory in a tensor that stays when the gradient is cleared, which empties all others that share it."""
-    kept = paddle.empty([0], dtype=gradient.dtype)
-    kept.get_tensor()._share_data_with(gradient.get_tensor())
-    return kept
-
-
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     """Gives a network the case's weights, one tensor after the other."""
     for name, tensor in model.state_dict().items():
@@ -222,12 +215,12 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
-    gradients: dict[str, paddle.Tensor] = {}  # as the optimizer is given them; it has no need to change them
+    gradients: dict[str, paddle.Tensor] = {}  # as the optimizer is given them
     step_of_optimizer = state.optimizer.step
 
     def step_and_note(*args):
         if "gradients" in wanted:
-            gradients.update((n, _kept(p.grad)) for n, p in reversed(list(state.model.named_parameters()))
+            gradients.update((n, p.grad.clone()) for n, p in reversed(list(state.model.named_parameters()))
                              if p.grad is not None)
         step_of_optimizer(*args)
 
