@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 from running import ROOT, first_of
 
@@ -37,3 +38,12 @@ def test_goldens_are_what_torch_gives_today(name):
         rows = list(compare(goldens.digest(fresh), goldens.read(name, recorded)))
         assert rows
         assert all(row.passed for row in rows)
+
+
+@pytest.mark.parametrize("name", goldens.CASES)
+def test_of_the_pseudo_labels_some_count_and_some_do_not(name):
+    """Digests of a mask that is neither all 0 nor all 1, either of which would hide what goes wrong with the other."""
+    losses = dict(goldens.read(name, goldens.WHOLE))["step 0 losses"]
+    (key, found), = ((key, found) for key, found in losses.items() if key.startswith("mask "))
+    for value in (0.0, 1.0):
+        assert (found != goldens._project("mask", np.full(int(key.split()[1]), value))).any()
