@@ -42,7 +42,7 @@ class Picture:
 
 
 def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> pathlib.Path:
-    """Writes the page of one or several run folders, and for one of them its plots as PNG; returns where it is.
+    """Writes the page of one or several run folders, and its plots of curves as PNG; returns where it is.
 
     The page of one run compares it with the supervised runs that lie beside it.
 
@@ -62,6 +62,8 @@ def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = Non
     write_atomic(out, render(runs, baselines))
     if len(runs) == 1:
         _write_pngs(runs[0], compare.baseline_of(runs[0], baselines), out.parent)
+    elif draw := _together(compare.groups(runs)):
+        write_atomic(out.parent / "results.png", plots.png([draw], (8, 5)))
     return out
 
 
@@ -76,11 +78,16 @@ def render(runs: Sequence[Record], baselines: Sequence[Record]) -> str:
                                      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
     context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None}
-    if len(runs) > 1 and found:
-        lines = [(group.label, run) for group in found for run in group.runs]
-        levels = [group.ema.mean for group in found if group.runs[0].supervised]
-        context["plot"] = _plot(plots.together(lines, levels), "EMA accuracy of all runs")
+    if len(runs) > 1 and (draw := _together(found)):
+        context["plot"] = _plot(draw, "EMA accuracy of all runs")
     return environment.get_template("report.html").render(context)
+
+
+def _together(groups: Sequence[compare.Group]) -> plots.Draw | None:
+    """One plot of the evaluated runs, None where there is none."""
+    lines = [(group.label, run) for group in groups for run in group.runs]
+    levels = [group.ema.mean for group in groups if group.runs[0].supervised]
+    return plots.together(lines, levels) if lines else None
 
 
 def _write_pngs(run: Record, baseline: Baseline | None, folder: pathlib.Path) -> None:

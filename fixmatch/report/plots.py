@@ -137,17 +137,21 @@ def speed(run: Record) -> Draw:
 
 
 def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> Draw:
-    """EMA top-1 of several runs, (label, run); runs of one label have one colour."""
+    """EMA top-1 of several runs, (label, run), over what their networks were shown: a step of one may be five times the
+    work of a step of another. Runs of one label have one colour.
+    """
     def draw(ax: Axes) -> None:
         names = list(dict.fromkeys(label for label, _ in runs))
         for label, run in runs:
             colour = _COLOURS[names.index(label) % len(_COLOURS)]
-            steps = [line["step"] for line in run.evaluations]
-            ax.plot(*thin(steps, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
-                    label=None if label in ax.get_legend_handles_labels()[1] else label)
+            images = [run.config.images(0, line["step"]) / 1e6 for line in run.evaluations]
+            shown = label in ax.get_legend_handles_labels()[1]
+            ax.plot(*thin(images, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
+                    marker="o" if len(images) < 30 else None, markersize=3.5, label=None if shown else label)
         for value in baselines:
             ax.axhline(value, color=RED, linestyle=":", linewidth=1)
-        _label(ax, "EMA test accuracy", "top-1, %", "lower right")
+        _label(ax, "EMA test accuracy", "top-1, %", "lower right", x="million images trained on, each view counted")
+        ax.xaxis.set_major_formatter("{x:g}")
     return draw
 
 
@@ -155,8 +159,8 @@ def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
     return thin([line["step"] for line in run.train], [line.get(name) for line in run.train])
 
 
-def _label(ax: Axes, title: str, y: str, legend: str) -> None:
-    ax.set(title=title, xlabel="step", ylabel=y)
+def _label(ax: Axes, title: str, y: str, legend: str, x: str = "step") -> None:
+    ax.set(title=title, xlabel=x, ylabel=y)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
     if ax.get_legend_handles_labels()[1]:

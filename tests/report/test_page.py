@@ -1,5 +1,6 @@
 """The page of a run: what it says, that nothing of it can run, and that no failure of it fails a training."""
 
+import base64
 import dataclasses
 import html.parser
 import io
@@ -157,9 +158,11 @@ def test_seeds_are_one_row_and_the_baseline_is_the_line_to_beat(trained, tmp_pat
     assert found[0].gain == pytest.approx((12.0, 8**0.5, 2))
     assert found[1].gain is None
     text = page.write_report(runs).read_text()
+    assert "million images trained on" in base64.b64decode(re.search("svg\\+xml;base64,([^\"]+)", text)[1]).decode()
     assert "92.00 ± 2.83" in text
     assert "12.00 ± 2.83" in text
     assert (tmp_path / "report.html").exists()
+    assert Image.open(io.BytesIO((tmp_path / "results.png").read_bytes())).size[0] > 600
     changed = json.loads((runs[2] / "split.json").read_text()) | {"sha256": "other labels"}
     (runs[2] / "split.json").write_text(json.dumps(changed))
     assert compare.groups([record.read(run) for run in runs])[0].gain is None
