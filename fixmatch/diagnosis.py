@@ -58,7 +58,7 @@ def mask_is_zero(lines: Lines) -> str | None:
     if lines.step < ssl.supervised_steps + _EARLY * total:
         return f"{seen}; that is usual at the start (step {lines.step:,} of {total:,})"
     return (f"{seen}, so the unlabeled images teach nothing; more steps (train.total_steps) or labels "
-            "(data.num_labeled), or a lower ssl.threshold")
+            "(data.num_labeled), a start on the labels alone (ssl.supervised_steps), or a lower ssl.threshold")
 
 
 def ema_far_behind(lines: Lines) -> str | None:

@@ -27,9 +27,10 @@ from fixmatch.step import build_state, train_step
 
 _SIDES = (32, 48, 64, 96, 128)  # pixels that larger images may be scaled to; 32 is the size of CIFAR's
 _DEPTHS = (10, 16, 28)  # of a WideResNet of width 2
-FEWEST = {10: 1000, 16: 5000, 28: 5000}  # steps that a network of this depth should have; more for deeper ones
+FEWEST = {10: 1500, 16: 7500, 28: 7500}  # steps that a network of this depth should have; more for deeper ones
 _BYTES = 1.5e6  # of memory for each image of 32 x 32 in a step, for each of depth / 6 blocks; see README's table
 _EVALUATIONS = 10  # of a run
+_START = 0.1  # share of the time for a start on the labels alone; see docs/results.md
 _SPARE = 0.9  # share of the time that is planned with: checkpoints, the preview and the report take some, too
 _WARM_UP, _TIMED = 2, 3  # steps
 
@@ -62,7 +63,7 @@ class Choice:
 
     rung: Rung
     steps: int
-    seconds: float  # a step
+    seconds: float  # a step with unlabeled images
 
 
 def look(root: pathlib.Path) -> Images:
@@ -82,14 +83,22 @@ def look(root: pathlib.Path) -> Images:
 
 def settings(images: Images, rung: Rung, on_gpu: bool, steps: int = 10**6) -> dict:
     """The settings of a rung, as a tree for `from_dict`."""
-    batch = max(1, min(64 if on_gpu else 16, images.labeled))
+    batch = max(1, min(64, images.labeled))
+    mu = max(1, min(7 if on_gpu else 2, images.unlabeled // batch))
     share = fitting_share(steps)
     data = {"name": images.name, "root": str(images.root.absolute()), "num_labeled": 0, "image_size": rung.side}
     if images.test_fraction is not None:
         data["test_fraction"] = images.test_fraction
     return {"data": data, "model": {"depth": rung.depth, "width": 2, "bn_momentum": share},
-            "train": {"total_steps": steps, "batch_size": batch, "mu": max(1, min(7, images.unlabeled // batch)),
-                      "eval_every": max(1, steps // _EVALUATIONS)}, "ema": {"decay": share}}
+            "train": {"total_steps": steps, "batch_size": batch, "mu": mu,
+                      "eval_every": max(1, steps // _EVALUATIONS)},
+            "ssl": {"supervised_steps": int(_supervised_share(mu) * steps)}, "ema": {"decay": share}}
+
+
+def _supervised_share(mu: int) -> float:
+    """Of the steps of a run, those of the start. Each takes 1 / (1 + 2 mu) of the time of the others."""
+    ratio = _START / (1 - _START) * (1 + 2 * mu)
+    return ratio / (1 + ratio)
 
 
 def choose(images: Images, minutes: float, on_gpu: bool, seconds_of: Callable[[Config, tuple[int, int]], float],
@@ -104,13 +113,14 @@ def choose(images: Images, minutes: float, on_gpu: bool, seconds_of: Callable[[C
     for rung in rungs(images.size):
         config = from_dict(settings(images, rung, on_gpu), "init")
         height, width = (rung.side, rung.side) if rung.side else images.size
-        count = config.train.batch_size * (1 + 2 * config.train.mu)
+        mu = config.train.mu
+        count = config.train.batch_size * (1 + 2 * mu)
         dearer, cost = cost, height * width * rung.depth  # what a step takes grows about so
         if chosen and (_BYTES * count * cost / 6 / 1024 > memory or
-                       _steps(minutes, chosen.seconds * cost / dearer, images, count) < FEWEST[rung.depth] / 1.5):
+                       _steps(minutes, chosen.seconds * cost / dearer, images, count, mu) < FEWEST[rung.depth] / 1.5):
             break  # it would not fit by far, so it is not even tried
         seconds = seconds_of(config, (height, width))
-        steps = _steps(minutes, seconds, images, count)
+        steps = _steps(minutes, seconds, images, count, mu)
         if chosen and steps < FEWEST[rung.depth]:
             break
         chosen = Choice(rung, steps, seconds)
@@ -126,10 +136,14 @@ def rungs(size: tuple[int, int]) -> Iterator[Rung]:
     yield from (Rung(sides[-1], depth) for depth in _DEPTHS[1:])
 
 
-def _steps(minutes: float, seconds: float, images: Images, count: int) -> int:
-    """Steps for the time, with two leading digits. An evaluation scores each test image twice, forward only."""
+def _steps(minutes: float, seconds: float, images: Images, count: int, mu: int) -> int:
+    """Steps for the time, with two leading digits, if one with unlabeled images, of `count`, takes `seconds`.
+
+    An evaluation scores each test image twice, forward only.
+    """
     evaluations = _EVALUATIONS * 2 * images.test * seconds / count / 3
-    steps = max(1, int(_SPARE * (60 * minutes - evaluations) / seconds))
+    mean = seconds * (1 - _supervised_share(mu) * 2 * mu / (1 + 2 * mu))
+    steps = max(1, int(_SPARE * (60 * minutes - evaluations) / mean))
     unit = 10 ** max(0, len(str(steps)) - 2)
     return steps // unit * unit
 
@@ -185,6 +199,8 @@ train:
   batch_size: {train["batch_size"]}
   mu: {train["mu"]}  # unlabeled images for each labeled one
   eval_every: {train["eval_every"]}  # a tenth of the run
+ssl:
+  supervised_steps: {tree["ssl"]["supervised_steps"]}  # on the labels alone, a tenth of the time
 ema:
   decay: {tree["ema"]["decay"]:g}  # averages over {span:,.0f} steps; a run should have 5 times as many
 """

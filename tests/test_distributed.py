@@ -6,6 +6,7 @@ The trials themselves are in tests/helpers/rank_trials.py, and run in two proces
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -14,10 +15,11 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from running import ROOT, digits, tool_environment
 
-from fixmatch import channel
+from fixmatch import channel, checkpoint
 from fixmatch.channel import Channel, RankLost
 from parity import launch
 
@@ -75,6 +77,41 @@ def test_a_resumed_run_is_step_by_step_the_one_never_stopped(found, strong):
     assert [line["step"] for line in whole] == [1, 2, 2, 3, 4, 4, 5, 5]
     assert broken == whole
     assert found[0][strong]["differing"] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [
+    ("ssl.policy=flexmatch", "ssl.threshold=0.3"), ("ssl.policy=softmatch", "ssl.align=uniform"),
+    ("augment.strong=ctaugment",)], ids=["flexmatch", "softmatch", "ctaugment"])
+def test_both_ranks_killed_at_random_again_and_again_end_as_those_that_never_were(tmp_path, settings):
+    """SIGKILL of both, as a machine that loses its power does it."""
+    rng, steps, kills = random.Random(0), 60, 4
+
+    def train(name: str) -> list[subprocess.Popen]:
+        arguments = digits(f"run.dir={tmp_path / name}", f"train.total_steps={steps}", "train.eval_every=5", *settings)
+        return [subprocess.Popen([sys.executable, "-W", "ignore", ROOT / "tools/train.py", *map(str, arguments),
+                                  "--resume"], env=environment, stdout=subprocess.DEVNULL)
+                for environment in launch._environments()]
+
+    def end(processes) -> list[int]:
+        return [process.wait(timeout=240) for process in processes]
+
+    assert end(train("whole")) == [0, 0]
+    done = []
+    for _ in range(kills):
+        processes, before = train("killed"), done
+        while done == before and processes[0].poll() is None:  # until it has gone further than the one before
+            time.sleep(0.01)
+            done = sorted(file.stat().st_mtime_ns for file in tmp_path.glob("killed/checkpoints/latest/*.json"))
+        time.sleep(rng.uniform(0, 0.3))
+        for process in processes:
+            process.kill()
+        assert -signal.SIGKILL in end(processes)
+    assert end(train("killed")) == [0, 0]
+    whole, killed = (checkpoint.load(tmp_path / name / "checkpoints/latest") for name in ("whole", "killed"))
+    assert whole.arrays.keys() == killed.arrays.keys()
+    assert [name for name, array in whole.arrays.items() if not np.array_equal(array, killed.arrays[name])] == []
+    assert whole.manifest.history == killed.manifest.history
 
 
 def test_the_shared_evaluation_is_that_of_one_process_bit_for_bit(found):
@@ -244,7 +281,7 @@ def test_a_rank_that_hangs_is_ended_after_another_one_died(channels, monkeypatch
 
 HANGS = """
 import signal, threading, time
-from fixmatch import channel
+from fixmatch import channel, checkpoint
 channel.PATIENCE = 1.0
 signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(0.1, channel.end_process, ["rank 1 has died", 4]).start()
