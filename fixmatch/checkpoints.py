@@ -18,7 +18,7 @@ def keep_latest(folder: pathlib.Path, step: int) -> None:
     latest, kept = folder / "latest", folder / f"step-{step}"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    for file in sorted(latest.iterdir()):  # arrays-... before checkpoint.json, which commits them
+    for file in sorted(latest.glob("[!.]*")):  # arrays-... before checkpoint.json, which commits them; no .tmp
         try:
             os.link(file, kept / file.name)
         except OSError:

@@ -353,8 +353,11 @@ def test_a_monitor_without_a_folder_keeps_no_rows():
     zero, none, images = paddle.zeros([]), paddle.zeros([0]), np.zeros((3, 1), np.uint8)
     monitor = Monitor(None, Config(), world_size=2)
     batch = Batch(images, np.zeros(3, np.int64), images, images, np.zeros(3, np.int64))
-    monitor.record(1, FixMatchLoss(zero, zero, zero, none, none, none), batch, 0.03, 0.0)
-    assert (monitor.window.rows, monitor.window.pending, monitor.images) == ([], [], 18)
+    monitor.record(1, FixMatchLoss(zero, zero, zero, none, none, none), batch, 0.03, 0.0)  # supervised
+    three = paddle.zeros([3])
+    monitor.record(2, FixMatchLoss(zero, zero, zero, three, three, labels(0, 0, 0)), batch, 0.03, 0.0)
+    monitor.flush()
+    assert (monitor.window.rows, monitor.window.pending, monitor.images) == ([], [], 2 * (3 + 9))
 
 
 def test_the_commonest_class_of_the_confident_pseudo_labels():
