@@ -96,7 +96,7 @@ RECIPES: dict[str, tuple | str] = {
     "cifar10_40_flexmatch": ("cifar10", 40, "wideresnet", "flexmatch"),
     "cifar10_40_freematch": ("cifar10", 40, "wideresnet", "freematch"),
     "cifar10_40_softmatch": ("cifar10", 40, "wideresnet", "softmatch"),
-    "cifar10_4000_cpu": "none published: a small network and a run of minutes on two cores",
+    "cifar10_4000_cpu": "none published: a small network and a run within an hour of two cores",
     "digits": "none published: a data set of this project's own",
     "folder": "none published: the user's own images",
 }

@@ -35,9 +35,8 @@ def verdict_of(folder) -> dict:
     return json.loads((folder / "run/parity.json").read_text())["first_steps"]
 
 
-@pytest.mark.parametrize("overrides", [
-    (), pytest.param(("ssl.mode=none",), marks=pytest.mark.long),
-    pytest.param(("augment.strong=ctaugment", "train.total_steps=2"), marks=pytest.mark.long)])
+@pytest.mark.long  # the next test has the usual run
+@pytest.mark.parametrize("overrides", [(), ("ssl.mode=none",), ("augment.strong=ctaugment", "train.total_steps=2")])
 def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
     result = fixmatch.train(config(tmp_path, *overrides))
     assert verdict_of(tmp_path)["passed"] is True
@@ -50,11 +49,12 @@ def test_after_a_supervised_start_the_first_steps_with_unlabeled_images_are_chec
     right = selfcheck.StartCheck.poll  # here it is waited for, which so short a run would not do
     monkeypatch.setattr(selfcheck.StartCheck, "poll", lambda self, wait=False: right(self, wait or self.recorder.done))
     settings = config(tmp_path, "train.total_steps=7", "ssl.supervised_steps=3", "run.log_every=1", "run.report=true")
-    fixmatch.train(settings)
+    assert fixmatch.train(settings).parity == "PARITY PASS"
     verdicts = json.loads((tmp_path / "run/parity.json").read_text())
     said = capsys.readouterr().out
     for what in ("first steps", "first steps with unlabeled images"):
         assert verdicts[what.replace(" ", "_")]["passed"] is True
+        assert [stage["stage"] for stage in verdicts[what.replace(" ", "_")]["stages"]] == ["data", "run"]
         assert f"{what}: PARITY PASS" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["kind"] == "train"]

@@ -26,7 +26,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Supervised runs on the labels of another run, which are the line for it to beat."""
+    """Supervised runs of one configuration on the labels of another run, which are the line for it to beat."""
 
     top1: float  # the mean of their averaged weights at the last step, percent
     runs: tuple[str, ...]  # their folders
@@ -40,13 +40,19 @@ class Baseline:
 
 
 def baseline_of(run: Record, runs: Sequence[Record]) -> Baseline | None:
-    """Of the evaluated supervised runs among `runs` that have the labels of `run`; None where there is none."""
-    if run.supervised:
+    """The best configuration among the evaluated supervised runs that have the labels of `run`; None without any.
+
+    The mean of all of them would be easier to beat the worse some of them are.
+    """
+    if run.supervised or _labels(run) is None:
         return None
-    found = [other for other in runs if other.supervised and other.final() is not None and _labels(run) is not None
-             and _labels(other) == _labels(run)]
-    return Baseline(spread([other.final() for other in found]).mean, tuple(other.name for other in found)
-                    ) if found else None
+    by_recipe: dict[tuple, list[Record]] = {}
+    for other in runs:
+        if other.supervised and other.final() is not None and _labels(other) == _labels(run):
+            by_recipe.setdefault(other.recipe, []).append(other)
+    found = [Baseline(spread([other.final() for other in members]).mean, tuple(other.name for other in members))
+             for members in by_recipe.values()]
+    return max(found, key=lambda baseline: baseline.top1, default=None)
 
 
 def beside(run: Record) -> list[Record]:

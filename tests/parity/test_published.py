@@ -88,7 +88,7 @@ def test_what_a_run_sets_otherwise_is_said():
         "data.mean [0.5, 0.5, 0.5], published [0.5071, 0.4867, 0.4408]"]
     assert said("cifar10_40", "augment.flip=false", "ssl.mode=none") == [
         "augment.flip false, published true", "ssl.mode none, published fixmatch"]
-    assert "train.total_steps 1400, published 1048576" in said("cifar10_4000_cpu")
+    assert "train.total_steps 5500, published 1048576" in said("cifar10_4000_cpu")
     assert said("digits") == ["data.name digits, published settings are of cifar10 and cifar100"]
 
 

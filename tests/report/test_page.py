@@ -157,6 +157,12 @@ def test_seeds_are_one_row_and_the_baseline_is_the_line_to_beat(trained, tmp_pat
     assert found[0].ema == pytest.approx((92.0, 8**0.5, 2))
     assert found[0].gain == pytest.approx((12.0, 8**0.5, 2))
     assert found[1].gain is None
+    weak = copy_of(trained, tmp_path / "weak", ssl__mode="none", optim__lr=0.001)  # a baseline that is easy to beat
+    line = {"kind": "eval", "step": 6, **{w: {"top1": 20.0, "loss": 0.5} for w in ("raw", "ema")}}
+    (weak / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    every = [record.read(run) for run in (*runs, weak)]
+    assert compare.baseline_of(every[0], every) == compare.Baseline(80.0, (str(runs[2]),))
+    assert compare.baseline_of(every[2], every) is None
     text = page.write_report(runs).read_text()
     assert "million images trained on" in base64.b64decode(re.search("svg\\+xml;base64,([^\"]+)", text)[1]).decode()
     assert "92.00 ± 2.83" in text
