@@ -3,6 +3,7 @@
 import base64
 import io
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = Non
     if len(runs) == 1:
         _write_pngs(runs[0], compare.baseline_of(runs[0], baselines), out.parent)
     elif draw := _together(compare.groups(runs)):
-        write_atomic(out.parent / "results.png", plots.png([draw], (8, 5)))
+        write_atomic(out.parent / "results.png", plots.png([draw], _size(compare.groups(runs))))
     return out
 
 
@@ -79,7 +80,7 @@ def render(runs: Sequence[Record], baselines: Sequence[Record]) -> str:
                                      lstrip_blocks=True)
     context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None}
     if len(runs) > 1 and (draw := _together(found)):
-        context["plot"] = _plot(draw, "EMA accuracy of all runs")
+        context["plot"] = _plot(draw, "EMA accuracy of all runs", _size(found))
     return environment.get_template("report.html").render(context)
 
 
@@ -88,6 +89,12 @@ def _together(groups: Sequence[compare.Group]) -> plots.Draw | None:
     lines = [(group.label, run) for group in groups for run in group.runs]
     levels = [group.ema.mean for group in groups if group.runs[0].supervised]
     return plots.together(lines, levels) if lines else None
+
+
+def _size(groups: Sequence[compare.Group]) -> tuple[float, float]:
+    """Inches of that plot, with room for its legend."""
+    lines = sum(len(textwrap.wrap(group.label, plots.LABEL_WIDTH)) for group in groups)
+    return 8, 4.2 + 0.17 * lines
 
 
 def _write_pngs(run: Record, baseline: Baseline | None, folder: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +19,7 @@ from fixmatch.report.figures import BINS, Calibration, thin
 from fixmatch.report.record import Record
 
 BLUE, ORANGE, GREEN, RED = "#3b82c4", "#e08a1e", "#2a9d6f", "#d1495b"  # told apart by the colour-blind, on both grounds
+LABEL_WIDTH = 100  # characters of a line of a legend below a plot
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#7a8794")
 _GROUNDS = {"light": ("#ffffff", "#1b1f24", "#d8dee4"), "dark": ("#161b22", "#dfe6ee", "#39424d")}  # ground, ink, grid
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
@@ -145,13 +147,15 @@ def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> 
         for label, run in runs:
             colour = _COLOURS[names.index(label) % len(_COLOURS)]
             images = [run.config.images(0, line["step"]) / 1e6 for line in run.evaluations]
+            label = textwrap.fill(label, LABEL_WIDTH)
             shown = label in ax.get_legend_handles_labels()[1]
             ax.plot(*thin(images, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
                     marker="o" if len(images) < 30 else None, markersize=3.5, label=None if shown else label)
         for value in baselines:
             ax.axhline(value, color=RED, linestyle=":", linewidth=1)
-        _label(ax, "EMA test accuracy", "top-1, %", "lower right", x="million images trained on, each view counted")
+        _label(ax, "EMA test accuracy", "top-1, %", None, x="million images trained on, each view counted")
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.figure.legend(loc="outside lower center", fontsize=8)  # labels are settings, and may be long
     return draw
 
 
@@ -159,11 +163,11 @@ def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
     return thin([line["step"] for line in run.train], [line.get(name) for line in run.train])
 
 
-def _label(ax: Axes, title: str, y: str, legend: str, x: str = "step") -> None:
+def _label(ax: Axes, title: str, y: str, legend: str | None, x: str = "step") -> None:
     ax.set(title=title, xlabel=x, ylabel=y)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
-    if ax.get_legend_handles_labels()[1]:
+    if legend and ax.get_legend_handles_labels()[1]:
         ax.legend(loc=legend, fontsize=9)
 
 
