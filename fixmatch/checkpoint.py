@@ -17,8 +17,9 @@ import paddle
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
+from fixmatch.arrays import safetensors
 from fixmatch.data.dataset import one_line
-from fixmatch.files import read_text, replacing, safetensors, write_atomic
+from fixmatch.files import read_text, replacing, write_atomic
 from fixmatch.settings import show
 
 FORMAT = 2  # format 1 is read, too: it is the same without the manifest's SHA-256 of itself

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from fixmatch.files import safetensors
+from fixmatch.arrays import safetensors
 from fixmatch.runtime import arithmetic
 from fixmatch.step import TrainState
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fixmatch.arrays import DTYPES
 from fixmatch.config import Config
-from fixmatch.files import DTYPES
 from parity.compare import Reading, Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import step as algorithm

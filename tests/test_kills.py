@@ -57,7 +57,9 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_finished_one(tmp_path, ki
         last = saved.manifest.step
     save_again_and_again(tmp_path, [last + 1])  # what killed processes left is cleared away by the next that saves
     left = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*"))
-    assert [re.sub("arrays-.*safetensors", "arrays", name) for name in left] == [
+    assert len(list(tmp_path.glob("latest/*"))) == 2
+    # step-N may hold arrays of a save that was cut off beside its own, and goes with them
+    assert sorted({re.sub("arrays-.*safetensors", "arrays", name) for name in left}) == [
         "latest/arrays", "latest/checkpoint.json", f"step-{last}/arrays", f"step-{last}/checkpoint.json"]
 
 

@@ -1,0 +1,27 @@
+"""Arrays as a safetensors file, written piece by piece: a large network is not to be in memory twice."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+# The types of elements of a safetensors file, by numpy's names of them.
+DTYPES = {"bool": "BOOL", "uint8": "U8", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32",
+           "float64": "F64"}
+
+
+def safetensors(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
+    """The content of a safetensors file of `arrays`, piece by piece, of which no other copy is made.
+
+    A piece is bytes or uint8 [n]: the header's length and the header, JSON, then the arrays, widest elements first.
+    """
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header, end = {}, 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, array in ordered:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
