@@ -265,16 +265,16 @@ def _watch_first_steps(config: Config, inputs: Inputs, trainer: Trainer, cleanup
                                 "world_size": inputs.manifest.world_size})
     cleanup.callback(check.close)
     trainer.recorder = check.recorder
-    start = config.ssl.mode == "fixmatch" and trainer.step < config.ssl.supervised_steps
-    what = "first steps" if start or not config.ssl.supervised_steps else "first steps with unlabeled images"
-    then = functools.partial(_await_unlabeled, config, inputs, trainer, cleanup) if start else None
+    starting = config.ssl.supervised_at(trainer.step)
+    what = "first steps" if starting or not config.ssl.supervised_steps else "first steps with unlabeled images"
+    then = functools.partial(_await_unlabeled, config, inputs, trainer, cleanup) if starting else None
     trainer.on_step = functools.partial(_judge_first_steps, config, inputs, trainer, check, what, then)
 
 
 def _await_unlabeled(config: Config, inputs: Inputs, trainer: Trainer, cleanup: contextlib.ExitStack,
                      wait: bool = False) -> None:
     """Begins a check once the supervised start is over, if there are steps left that it could look at."""
-    if config.ssl.supervised_steps <= trainer.step < config.train.total_steps:
+    if trainer.step < config.train.total_steps and not config.ssl.supervised_at(trainer.step):
         _watch_first_steps(config, inputs, trainer, cleanup)
 
 

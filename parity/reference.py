@@ -85,15 +85,21 @@ def _named(items) -> Reading:
 def forward(case: Case, dtype: str) -> Trace:
     yield from fresh(case, dtype)
     with precision(dtype):
-        state, batch = _build(case), case.batch(0)
-        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
-        yield "input", {"images": _array(images)}
-        for mode in ("eval", "train"):
-            state.model.train(mode == "train")
-            with torch.no_grad(), _activations(state.model) as seen:
-                state.model(images)
-            yield f"{mode} activations", seen
+        state = _build(case)
+        yield from _shown(state, case, ("eval", "train"))
         yield "buffers", _named(state.model.named_buffers())
+
+
+def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...]) -> Trace:
+    """The case's first images, and all activations on them in each mode, "eval" or "train"."""
+    batch = case.batch(0)
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+    yield "input", {"images": _array(images)}
+    for mode in modes:
+        state.model.train(mode == "train")
+        with torch.no_grad(), _activations(state.model) as seen:
+            state.model(images)
+        yield f"{mode} activations", seen
 
 
 def fresh(case: Case, dtype: str) -> Trace:
@@ -108,13 +114,8 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
     if not case.large:
         yield from fresh(case, dtype)
     with precision(dtype):
-        state, batch = _build(case), case.batch(0)
-        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
-        yield "input", {"images": _array(images)}
-        state.model.eval()
-        with torch.no_grad(), _activations(state.model) as seen:
-            state.model(images)
-        yield "eval activations", seen
+        state = _build(case)
+        yield from _shown(state, case, ("eval",))
         state.model.train()
         yield from _steps(state, case, sections)
 

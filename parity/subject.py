@@ -108,15 +108,21 @@ def _activations(model) -> Iterator[dict[str, np.ndarray]]:
 def forward(case: Case, dtype: str) -> Trace:
     yield from fresh(case, dtype)
     with precision(dtype):
-        state, batch = _build(case), case.batch(0)
-        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
-        yield "input", {"images": _array(images)}
-        for mode in ("eval", "train"):
-            (state.model.train if mode == "train" else state.model.eval)()
-            with paddle.no_grad(), _activations(state.model) as seen:
-                state.model(images)
-            yield f"{mode} activations", seen
+        state = _build(case)
+        yield from _shown(state, case, ("eval", "train"))
         yield "buffers", _named(state.model.named_buffers())
+
+
+def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...]) -> Trace:
+    """The case's first images, and all activations on them in each mode, "eval" or "train"."""
+    batch = case.batch(0)
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+    yield "input", {"images": _array(images)}
+    for mode in modes:
+        (state.model.train if mode == "train" else state.model.eval)()
+        with paddle.no_grad(), _activations(state.model) as seen:
+            state.model(images)
+        yield f"{mode} activations", seen
 
 
 def fresh(case: Case, dtype: str) -> Trace:
@@ -135,13 +141,8 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
     if not case.large:
         yield from fresh(case, dtype)
     with precision(dtype):
-        state, batch = _build(case), case.batch(0)
-        images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
-        yield "input", {"images": _array(images)}
-        state.model.eval()
-        with paddle.no_grad(), _activations(state.model) as seen:
-            state.model(images)
-        yield "eval activations", seen
+        state = _build(case)
+        yield from _shown(state, case, ("eval",))
         state.model.train()
         yield from _steps(state, case, sections)
 

@@ -281,7 +281,7 @@ def test_a_rank_that_hangs_is_ended_after_another_one_died(channels, monkeypatch
 
 HANGS = """
 import signal, threading, time
-from fixmatch import channel, checkpoint
+from fixmatch import channel
 channel.PATIENCE = 1.0
 signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(0.1, channel.end_process, ["rank 1 has died", 4]).start()

@@ -36,7 +36,9 @@ def verdict_of(folder) -> dict:
 
 
 @pytest.mark.long  # the next test has the usual run
-@pytest.mark.parametrize("overrides", [(), ("ssl.mode=none",), ("augment.strong=ctaugment", "train.total_steps=2")])
+@pytest.mark.parametrize("overrides", [
+    (), ("ssl.mode=none",), ("ssl.mode=none", "ssl.supervised_steps=2"),
+    ("augment.strong=ctaugment", "train.total_steps=2")])
 def test_a_right_run_passes_and_says_so(tmp_path, capsys, overrides):
     result = fixmatch.train(config(tmp_path, *overrides))
     assert verdict_of(tmp_path)["passed"] is True

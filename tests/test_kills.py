@@ -81,7 +81,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
     for _ in range(kills):
         before, process = saved.stat().st_mtime_ns if saved.exists() else 0, start("killed")
         if rng.random() < 0.8:  # once it has gone further, else while it starts
-            while not saved.exists() or saved.stat().st_mtime_ns == before:
+            while process.is_alive() and (not saved.exists() or saved.stat().st_mtime_ns == before):
                 time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         os.kill(process.pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))

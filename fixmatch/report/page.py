@@ -3,7 +3,6 @@
 import base64
 import io
 import pathlib
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +62,9 @@ def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = Non
     write_atomic(out, render(runs, baselines))
     if len(runs) == 1:
         _write_pngs(runs[0], compare.baseline_of(runs[0], baselines), out.parent)
-    elif draw := _together(compare.groups(runs)):
-        write_atomic(out.parent / "results.png", plots.png([draw], _size(compare.groups(runs))))
+    elif groups := compare.groups(runs):
+        draw, size = _together(groups)
+        write_atomic(out.parent / "results.png", plots.png([draw], size))
     return out
 
 
@@ -79,22 +79,17 @@ def render(runs: Sequence[Record], baselines: Sequence[Record]) -> str:
                                      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
     context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None}
-    if len(runs) > 1 and (draw := _together(found)):
-        context["plot"] = _plot(draw, "EMA accuracy of all runs", _size(found))
+    if len(runs) > 1 and found:
+        draw, size = _together(found)
+        context["plot"] = _plot(draw, "EMA accuracy of all runs", size)
     return environment.get_template("report.html").render(context)
 
 
-def _together(groups: Sequence[compare.Group]) -> plots.Draw | None:
-    """One plot of the evaluated runs, None where there is none."""
+def _together(groups: Sequence[compare.Group]) -> tuple[plots.Draw, tuple[float, float]]:
+    """One plot of all evaluated runs, and its size."""
     lines = [(group.label, run) for group in groups for run in group.runs]
     levels = [group.ema.mean for group in groups if group.runs[0].supervised]
-    return plots.together(lines, levels) if lines else None
-
-
-def _size(groups: Sequence[compare.Group]) -> tuple[float, float]:
-    """Inches of that plot, with room for its legend."""
-    lines = sum(len(textwrap.wrap(group.label, plots.LABEL_WIDTH)) for group in groups)
-    return 8, 4.2 + 0.17 * lines
+    return plots.together(lines, levels), plots.size_of_together([group.label for group in groups])
 
 
 def _write_pngs(run: Record, baseline: Baseline | None, folder: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ from fixmatch.report.figures import BINS, Calibration, thin
 from fixmatch.report.record import Record
 
 BLUE, ORANGE, GREEN, RED = "#3b82c4", "#e08a1e", "#2a9d6f", "#d1495b"  # told apart by the colour-blind, on both grounds
-LABEL_WIDTH = 100  # characters of a line of a legend below a plot
+_LABEL_WIDTH = 100  # characters of a line of a legend below a plot
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#7a8794")
 _GROUNDS = {"light": ("#ffffff", "#1b1f24", "#d8dee4"), "dark": ("#161b22", "#dfe6ee", "#39424d")}  # ground, ink, grid
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
@@ -147,7 +147,7 @@ def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> 
         for label, run in runs:
             colour = _COLOURS[names.index(label) % len(_COLOURS)]
             images = [run.config.images(0, line["step"]) / 1e6 for line in run.evaluations]
-            label = textwrap.fill(label, LABEL_WIDTH)
+            label = textwrap.fill(label, _LABEL_WIDTH)
             shown = label in ax.get_legend_handles_labels()[1]
             ax.plot(*thin(images, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
                     marker="o" if len(images) < 30 else None, markersize=3.5, label=None if shown else label)
@@ -157,6 +157,11 @@ def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> 
         ax.xaxis.set_major_formatter("{x:g}")
         ax.figure.legend(loc="outside lower center", fontsize=8)  # labels are settings, and may be long
     return draw
+
+
+def size_of_together(labels: Sequence[str]) -> tuple[float, float]:
+    """Inches of that plot, with room for its legend."""
+    return 8, 4.2 + 0.17 * sum(len(textwrap.wrap(label, _LABEL_WIDTH)) for label in labels)
 
 
 def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
