@@ -218,12 +218,12 @@ def take_statistics(model) -> None:
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-    """The beginning of a SHA-256 of names and contents, 16 digits, to compare what ranks hold."""
+    """The SHA-256 of names and contents, as hexadecimal digits."""
     sha256 = hashlib.sha256()
     for name in sorted(arrays):
         sha256.update(f"{name}\0".encode())
         sha256.update(np.ascontiguousarray(arrays[name]))
-    return sha256.hexdigest()[:16]
+    return sha256.hexdigest()
 
 
 def parallel(model):

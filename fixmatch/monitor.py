@@ -50,7 +50,8 @@ class Monitor:
         self.waited = self.images = 0.0  # since the last line
         self.late = distributed.Vote()  # whether a line is due for its time, on all ranks at once
         self.since = self.shown = time.perf_counter()
-        self.first_step, self.started = first_step, self.since
+        self.session_first = first_step + 1  # builds what later steps find built: the time left is judged after it
+        self.started = self.since
         self.scaler: LossScaler | None = None  # of float16 training, whose skipped steps are told
         self.thresholds = lambda: None  # what a pseudo-label of each class needs now, under a policy that moves it
         self.bar = None
@@ -72,7 +73,7 @@ class Monitor:
             self.bar.update(1)
         now = time.perf_counter()
         line_due = step % self.log_every == 0 or step in (1, self.total_steps)
-        first = step == self.first_step + 1  # a resumed run, too, soon shows that it works
+        first = step == self.session_first  # a resumed run, too, soon shows that it works
         late = now - self.shown > (_REFRESH if self.bar is not None else _PATIENCE)
         if line_due or first or self.late(step, late):
             self.window.flush()
@@ -81,6 +82,8 @@ class Monitor:
                 self._show(step, lr, line_due or first or self.bar is None)
         if line_due and self.folder is not None:
             self._keep(step, lr, losses)
+        if first:
+            self.started = time.perf_counter()
 
     def flush(self) -> None:
         """Raises NonFinite where a loss of the steps so far is not a number."""
@@ -96,14 +99,14 @@ class Monitor:
             self.bar.set_postfix_str(f"loss {m['loss']:.3f} {mask}{self._rate():.0f} img/s")
         if as_line:
             done, to_do = (self.config.images(first, last) for first, last in
-                           ((self.first_step, step), (step, self.total_steps)))
-            left = (time.perf_counter() - self.started) / done * to_do
+                           ((self.session_first, step), (step, self.total_steps)))
+            left = f"  left {duration((time.perf_counter() - self.started) / done * to_do)}" if done else ""
             parts = "" if self.supervised else (f"loss_x {m['loss_x']:.4f}  loss_u {m['loss_u']:.4f}  "
                                                 f"mask {m['mask']:.3f}  ")
             scale = self.scaler.state() if self.scaler else {}
             skipped = f"scale {scale['scale']:g}, {scale['skipped']} steps skipped  " if scale else ""
             LOGGER.info(f"step {step}/{self.total_steps}  loss {m['loss']:.4f}  {parts}lr {lr:.5f}  {skipped}"
-                        f"{self._rate():.0f} img/s  left {duration(left)}",
+                        f"{self._rate():.0f} img/s{left}",
                         extra={"behind_bar": self.bar is not None})
 
     def _keep(self, step: int, lr: float, losses) -> None:

@@ -1,6 +1,5 @@
 """The weights of another run as the starting point of a new one: model.init."""
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import paddle
 from fixmatch import checkpoint
 from fixmatch.checkpoint import CheckpointError, load_weights
 from fixmatch.config import ModelConfig, from_dict
+from fixmatch.distributed import digest
 from fixmatch.ema import EMA
 
 _SHAPE = ("arch", "depth", "width", "cardinality")  # the keys of section model that weights depend on
@@ -56,8 +56,5 @@ def read(model: ModelConfig) -> StartingPoint:
                               if getattr(theirs, name) != getattr(model, name))
             raise CheckpointError(f"model.init: {folder}: has the weights of another network; use -o {needed}, or "
                                   "leave model.init out")
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return StartingPoint(arrays, tuple(manifest.classes), {
-        "checkpoint": str(folder), "step": manifest.step, "dataset": manifest.dataset, "sha256": digest.hexdigest()})
+        "checkpoint": str(folder), "step": manifest.step, "dataset": manifest.dataset, "sha256": digest(arrays)})

@@ -1,14 +1,17 @@
 """Losses, schedule, optimizer, EMA and evaluation against numbers worked out by hand or by plain NumPy."""
 
 import math
+import time
+import types
 
 import numpy as np
 import paddle
 import pytest
 from running import growth
 
+from fixmatch import monitor as monitor_module
 from fixmatch import step as algorithm
-from fixmatch.config import Config, ModelConfig, RunConfig
+from fixmatch.config import Config, ModelConfig, RunConfig, SSLConfig, TrainConfig
 from fixmatch.data.loader import Batch
 from fixmatch.ema import EMA
 from fixmatch.evaluation import evaluate, score, summarize
@@ -358,6 +361,22 @@ def test_a_monitor_without_a_folder_keeps_no_rows():
     monitor.record(2, FixMatchLoss(zero, zero, zero, three, three, labels(0, 0, 0)), batch, 0.03, 0.0)
     monitor.flush()
     assert (monitor.window.rows, monitor.window.pending, monitor.images) == ([], [], 2 * (3 + 9))
+
+
+def test_the_time_left_is_judged_without_the_first_step_which_is_a_slow_one(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(monitor_module, "time", types.SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
+    config = Config(run=RunConfig(log_every=1), train=TrainConfig(total_steps=32, batch_size=1), ssl=SSLConfig(mode="none"))
+    monitor = Monitor(tmp_path, config, first_step=20)
+    zero, none, image = paddle.zeros([]), paddle.zeros([0]), np.zeros((1, 1), np.uint8)
+    caplog.set_level("INFO", "fixmatch")
+    for step, seconds in (21, 500), (22, 4), (23, 2):
+        now[0] += seconds
+        batch = Batch(image, np.zeros(1, np.int64), image[:0], image[:0], np.zeros(0, np.int64))
+        monitor.record(step, FixMatchLoss(zero, zero, zero, none, none, none), batch, 0.03, 0.0)
+    monitor.close()
+    said = [record.getMessage().partition("img/s")[2].strip() for record in caplog.records]
+    assert said == ["", "left 40 s", "left 27 s"]  # 10 steps of 4 s; 9 steps of 3 s
 
 
 def test_the_commonest_class_of_the_confident_pseudo_labels():
