@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -19,7 +20,7 @@ from safetensors.numpy import load as load_arrays
 
 from fixmatch.arrays import safetensors
 from fixmatch.data.dataset import one_line
-from fixmatch.files import read_text, replacing, write_atomic
+from fixmatch.files import linked, read_text, replacing, write_atomic
 from fixmatch.settings import show
 
 FORMAT = 2  # format 1 is read, too: it is the same without the manifest's SHA-256 of itself
@@ -92,6 +93,13 @@ _PATTERNS = {
     "data_sha256": {}, "world_size": range(1, 2**31), "scaler": {}}
 
 
+class Written(NamedTuple):
+    """The arrays of a checkpoint on disk."""
+
+    file: pathlib.Path
+    sha256: str  # of its content
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     arrays: dict[str, np.ndarray]  # "model/NAME", "ema/NAME", "momentum/NAME", with CTAugment "augment/NAME"
@@ -122,22 +130,37 @@ def _fits(value, pattern) -> bool:
     return type(value) is pattern
 
 
-def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest) -> None:
-    """Writes a checkpoint into `folder`, replacing the one there. Raises OSError and keeps the old one if it cannot."""
+def save(folder: pathlib.Path, arrays: dict[str, np.ndarray], manifest: Manifest,
+         twin: Written | None = None) -> Written:
+    """Writes a checkpoint into `folder`, replacing the one there. Raises OSError and keeps the old one if it cannot.
+
+    Args:
+        folder: of the checkpoint; it is made.
+        arrays: by name.
+        manifest: what else there is to say.
+        twin: what an earlier call has written of these very arrays; where the disk has hard links they are not written
+            again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    for piece in safetensors(arrays):
-        digest.update(piece)
-    sha256 = digest.hexdigest()
+    sha256 = twin.sha256 if twin else _digest(arrays)
     file = folder / f"arrays-{sha256[:16]}.safetensors"
-    with replacing(file) as opened:
-        for piece in safetensors(arrays):
-            opened.write(piece)
+    if twin is None or not linked(twin.file, file):
+        with replacing(file) as opened:
+            for piece in safetensors(arrays):
+                opened.write(piece)
     content = sealed({"format": FORMAT, "arrays": file.name, "sha256": sha256, **manifest.to_json()})
     write_atomic(folder / _FILE, json.dumps(content, indent=1) + "\n")
     for old in (*folder.glob("arrays-*.safetensors"), *folder.glob(".*.tmp")):  # .tmp: of a process that was killed
         if old != file:
             old.unlink()
+    return Written(file, sha256)
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for piece in safetensors(arrays):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def sealed(content: dict) -> dict:

@@ -5,12 +5,12 @@ Those before it are there for the day on which latest cannot be read.
 
 import contextlib
 import itertools
-import os
 import pathlib
 import shutil
 
 from fixmatch import checkpoint
 from fixmatch.checkpoint import Checkpoint, CheckpointError
+from fixmatch.files import linked
 
 
 def keep_latest(folder: pathlib.Path, step: int) -> None:
@@ -19,9 +19,7 @@ def keep_latest(folder: pathlib.Path, step: int) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     for file in sorted(latest.glob("[!.]*")):  # arrays-... before checkpoint.json, which commits them; no .tmp
-        try:
-            os.link(file, kept / file.name)
-        except OSError:
+        if not linked(file, kept / file.name):
             shutil.copy2(file, kept / file.name)
 
 

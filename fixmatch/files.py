@@ -37,6 +37,17 @@ def replacing(path: pathlib.Path) -> Iterator[typing.BinaryIO]:
         raise
 
 
+def linked(file: pathlib.Path, name: pathlib.Path) -> bool:
+    """Whether `name` is, or could be made, a hard link to `file`, which takes no room; some disks have none."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        return os.path.samefile(file, name)
+    except OSError:
+        return False
+    return True
+
+
 def replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
     """Gives the folder `new` the name `path`, which lies beside it; a folder that had the name is removed after."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -63,6 +63,7 @@ class Trainer:
         monitor.thresholds = lambda: class_thresholds(self.state.thresholds, config.ssl)
         self.step = 0
         self.saved_step = None  # the step that checkpoints/latest holds
+        self.written: checkpoint.Written | None = None  # its arrays, where this session has written them
         self.evaluated_step = None  # the step that the last of `history` is from
         self.seconds = 0.0  # of training and evaluation, over all sessions, up to the last checkpoint
         self.started = 0.0  # when the run would have started, had it been one session
@@ -165,12 +166,13 @@ class Trainer:
             self.manifest, step=self.step, evaluated_step=self.evaluated_step, seconds=round(self.seconds, 3),
             train_seconds=round(self.train_seconds, 3), history=self.history,
             scaler=self.state.scaler.state() if self.state.scaler else {})
+        twin = self.written if self.saved_step == self.step else None  # an evaluation leaves the arrays as they are
         if self.history["ema"] and self.history["ema"][-1] > self.best:
             self.best = self.history["ema"][-1]
-            checkpoint.save(self.checkpoints / "best", arrays, manifest)
+            twin = checkpoint.save(self.checkpoints / "best", arrays, manifest, twin)
         if self.saved_step not in (None, self.step):
             checkpoints.keep_latest(self.checkpoints, self.saved_step)
-        checkpoint.save(self.checkpoints / "latest", arrays, manifest)
+        self.written = checkpoint.save(self.checkpoints / "latest", arrays, manifest, twin)
         self.saved_step = self.step
         checkpoints.drop_old(self.checkpoints, self.step, self.config.checkpoints.keep - 1)
 

@@ -109,14 +109,14 @@ def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iter
 def _checkpoint_rows(folder: pathlib.Path, source: Source, after: list[dict], evaluations: list[dict]) -> Iterator[Row]:
     """A checkpoint holds the state that was live when it was saved, and says what it is of."""
     best = max(evaluations, key=lambda line: line["ema"]["top1"])["step"]  # of equal ones the first
-    for which, step in (("latest", len(after)), ("best", best)):
+    for which, step in (("best", best), ("latest", len(after))):
         saved = checkpoint.load(folder / "checkpoints" / which)
         live = [n for n in after[step - 1] if n.split("/")[0] in ("model", "ema", "momentum", "thresholds")]
         for name in [*live, *(n for n in saved.arrays if n not in live and not n.startswith("augment/"))]:
             yield exact(f"checkpoint {which}/{name}", saved.arrays.get(name), after[step - 1].get(name))
         yield exact(f"checkpoint {which}/step", np.array(saved.manifest.step), np.array(step))
     history = {name: [line[name]["top1"] for line in evaluations] for name in ("raw", "ema")}
-    latest = checkpoint.load(folder / "checkpoints/latest").manifest
+    latest = saved.manifest
     facts = {"history": latest.history == history, "classes": tuple(latest.classes) == source.classes,
              "mean": tuple(latest.mean) == tuple(source.mean), "std": tuple(latest.std) == tuple(source.std)}
     for name, right in facts.items():

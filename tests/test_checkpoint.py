@@ -56,6 +56,30 @@ def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
     assert checkpoint.load(tmp_path).arrays["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_the_same_arrays_are_written_once_where_the_disk_has_hard_links(folder, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    written = checkpoint.save(folder, ARRAYS, manifest(7))
+    best = checkpoint.save(folder.parent / "best", ARRAYS, manifest(7), twin=written)
+    again = checkpoint.save(folder, ARRAYS, manifest(8), twin=best)
+    assert again == written
+    assert best.file.samefile(written.file) == links
+    for path, step in (folder, 8), (folder.parent / "best", 7):
+        saved = checkpoint.load(path)
+        assert saved.manifest.step == step
+        assert all(np.array_equal(saved.arrays[name], a) for name, a in ARRAYS.items())
+    checkpoint.save(folder, {"model/w": np.zeros(3)}, manifest(9))  # the other name of the file keeps its content
+    assert np.array_equal(checkpoint.load(folder.parent / "best").arrays["model/w"], ARRAYS["model/w"])
+
+
+def test_a_twin_that_has_gone_is_written_anew(folder):
+    written = checkpoint.save(folder, ARRAYS, manifest(7))
+    written.file.unlink()
+    checkpoint.save(folder.parent / "best", ARRAYS, manifest(7), twin=written)
+    checkpoint.load(folder.parent / "best")
+
+
 def test_a_later_save_replaces_the_earlier_and_leaves_one_set_of_arrays(folder):
     checkpoint.save(folder, {"model/w": np.zeros(3)}, manifest(8))
     assert checkpoint.load(folder).manifest.step == 8

@@ -366,7 +366,7 @@ def test_a_monitor_without_a_folder_keeps_no_rows():
 def test_the_time_left_is_judged_without_the_first_step_which_is_a_slow_one(tmp_path, monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(monitor_module, "time", types.SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
-    config = Config(run=RunConfig(log_every=1), train=TrainConfig(total_steps=32, batch_size=1), ssl=SSLConfig(mode="none"))
+    config = Config(RunConfig(log_every=1), train=TrainConfig(total_steps=32, batch_size=1), ssl=SSLConfig(mode="none"))
     monitor = Monitor(tmp_path, config, first_step=20)
     zero, none, image = paddle.zeros([]), paddle.zeros([0]), np.zeros((1, 1), np.uint8)
     caplog.set_level("INFO", "fixmatch")

@@ -235,7 +235,8 @@ def _not_normalized_when_scored(patch: Patch) -> None:
 def _saved(patch: Patch, change) -> None:
     """Checkpoints of change(arrays, manifest)."""
     right = checkpoint.save
-    patch(checkpoint, "save", lambda folder, arrays, manifest: right(folder, *change(arrays, manifest)))
+    patch(checkpoint, "save", lambda folder, arrays, manifest, twin=None: right(
+        folder, *change(arrays, manifest), twin))
 
 
 def _average_saved_as_model(patch: Patch) -> None:
@@ -264,6 +265,16 @@ def _classes_turned(patch: Patch) -> None:
 
 def _step_off_by_one(patch: Patch) -> None:
     _saved(patch, lambda arrays, manifest: (arrays, dataclasses.replace(manifest, step=manifest.step - 1)))
+
+
+def _earlier_arrays_linked(patch: Patch) -> None:
+    right, written = checkpoint.save, []
+
+    def changed(folder, arrays, manifest, twin=None):
+        written.append(right(folder, arrays, manifest, written[0] if written else twin))
+        return written[-1]
+
+    patch(checkpoint, "save", changed)
 
 
 def _best_is_the_last(patch: Patch) -> None:
@@ -341,4 +352,5 @@ PLANTS = [
     Plant("checkpoint-classes-turned", "run", "class names saved in another order", _classes_turned),
     Plant("checkpoint-step-off-by-one", "run", "a checkpoint says one step less", _step_off_by_one),
     Plant("checkpoint-best-is-last", "run", "the best checkpoint is the latest", _best_is_the_last),
+    Plant("checkpoint-of-earlier-arrays", "run", "a arrays of the checkpoint before", _earlier_arrays_linked),
 ]
