@@ -27,13 +27,21 @@ class _Runtime:
     """One OpenMP library, opened by path."""
 
     def __init__(self, path):
-        library = ctypes.CDLL(path)
+        self.library = library = ctypes.CDLL(path)
         self.name = os.path.basename(path)
         self.survives_fork = "iomp" in self.name
         self.set_threads = library.omp_set_num_threads
         self.set_threads.argtypes, self.set_threads.restype = [ctypes.c_int], None
         self.max_threads = library.omp_get_max_threads
         self.max_threads.argtypes, self.max_threads.restype = [], ctypes.c_int
+
+    def address(self, function):
+        """Of one of its functions, for compiled code."""
+        return ctypes.cast(getattr(self.library, function), ctypes.c_void_p).value
+
+    def parallel(self, function, argument, threads):
+        """Calls the machine code at the address `function`, void (void *), once in each of so many threads."""
+        self.library.GOMP_parallel(ctypes.c_void_p(function), argument, ctypes.c_uint(threads), ctypes.c_uint(0))
 
     def is_bound(self):
         """Whether oneDNN listens to this library. Leaves the number of threads as it was."""

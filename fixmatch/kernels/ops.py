@@ -9,9 +9,11 @@ of an output, a detached alias is saved, so that the graph does not hold itself.
 
 import math
 
+import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from fixmatch.kernels import loops
 from fixmatch.kernels import onednn as dnn
 from fixmatch.kernels.allocator import empty
 from fixmatch.kernels.openmp import num_threads
@@ -67,9 +69,9 @@ def batch_norm(x, weight, bias, epsilon, activation=None):
         ValueError: unknown activation, or shapes that do not fit.
     """
     _check_batch_norm(x, weight=weight, bias=bias)
-    mean, var = empty(weight.shape), empty(weight.shape)
-    y = _BatchNorm.apply(x, weight, bias, mean, var, False, float(epsilon), _activation(activation))
-    return y, mean, var
+    x, activation = x.contiguous(), _activation(activation)
+    mean, var = _batch_statistics(x)
+    return _BatchNorm.apply(x, weight, bias, mean, var, False, float(epsilon), activation), mean, var
 
 
 def batch_norm_inference(x, mean, var, weight, bias, epsilon, activation=None):
@@ -222,73 +224,84 @@ def _merge_groups(weight, groups, merged):
     return blocks.reshape([total, merged * i, kh, kw])
 
 
-class _BatchNorm(PyLayer):
-    """Normalizes with mean and var where they are given, else fills them with this batch's.
+def _batch_statistics(x):
+    """Mean and biased variance over all but the last axis: float32 [C]."""
+    rows, channels = math.prod(x.shape[:3]), x.shape[3]
+    total, square = loops.sums_of(loops.statistics, rows, channels, x) / rows
+    return tuple(paddle.to_tensor(_float32(a)) for a in (total, np.maximum(square - total ** 2, 0)))
 
-    They are arguments even when they are results: outputs marked as not differentiable would keep the graph alive for
-    good when the backward never comes.
-    """
+
+class _BatchNorm(PyLayer):
+    """Normalizes with mean and var, which are the batch's own unless they are `given`: then they are constants."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, mean, var, given, epsilon, activation):
         ctx.wanted = _differentiable(x, weight, bias)
-        x, weight, bias, mean, var = (t.contiguous() for t in (x, weight, bias, mean, var))
+        x, weight, bias = (t.contiguous() for t in (x, weight, bias))
         ctx.key = (tuple(x.shape), epsilon, given, activation)
         y, for_activation = _cached(_BatchNormForward, *ctx.key)(x, weight, bias, mean, var)
-        ctx.save_for_backward(x, weight, mean, var, for_activation)
+        ctx.save_for_backward(x, weight, bias, mean, var, for_activation)
         return y
 
     @staticmethod
     def backward(ctx, y_grad):
-        x, weight, mean, var, for_activation = ctx.saved_tensor()
-        backward = _cached(_BatchNormBackward, *ctx.key)
-        grads = backward(x, weight, mean, var, for_activation, y_grad.contiguous())
+        *tensors, for_activation = ctx.saved_tensor()
+        grads = _cached(_BatchNormBackward, *ctx.key)(*tensors, for_activation, y_grad.contiguous())
         return *(grad if wanted else None for grad, wanted in zip(grads, ctx.wanted, strict=True)), None, None
 
 
 class _BatchNormShapes:
-    """Descriptions and the forward operation shared by both directions."""
+    """What both directions share. LeakyReLU is part of their loops; other activations are oneDNN's."""
 
-    def __init__(self, x_shape, epsilon, given):
-        self.data = _nhwc(x_shape)
-        self.channels = dnn.Description(x_shape[3:], dnn.A)
-        self.flags = dnn.USE_SCALE | dnn.USE_SHIFT | (dnn.USE_GLOBAL_STATS if given else 0)
-        data = self.data
-        self.forward = dnn.PrimitiveDesc.on_engine(
-            "batch_normalization_forward", dnn.FORWARD_TRAINING, data, data, epsilon, self.flags, None)
-
-
-class _BatchNormForward:
     def __init__(self, x_shape, epsilon, given, activation):
-        shapes = _BatchNormShapes(x_shape, epsilon, given)
-        channels = [(index, shapes.channels) for index in (dnn.SCALE, dnn.SHIFT, dnn.MEAN, dnn.VARIANCE)]
-        self._normalize = dnn.Primitive(shapes.forward, [(dnn.SRC, shapes.data), *channels, (dnn.DST, shapes.data)])
-        self._activate = _ActivationForward(x_shape, activation)
+        algorithm, slope = activation
+        self.x_shape, self.epsilon, self.given = list(x_shape), epsilon, given
+        self.size = math.prod(x_shape[:3]), x_shape[3]
+        in_loop = algorithm == dnn.RELU_FROM_OUTPUT
+        self.slope = np.array([slope if in_loop else 1], np.float32)
+        self.activation = (0, 0.0) if in_loop else activation
+
+    def scales(self, weight, var):
+        """1 / the standard deviation, and that times the weight: float64 [C]."""
+        inverse_std = 1 / np.sqrt(var.numpy().astype(np.float64) + self.epsilon)
+        return inverse_std, weight.numpy() * inverse_std
+
+
+class _BatchNormForward(_BatchNormShapes):
+    def __init__(self, x_shape, *rest):
+        super().__init__(x_shape, *rest)
+        self._activate = _ActivationForward(x_shape, self.activation)
 
     def __call__(self, x, weight, bias, mean, var):
-        """y, and what the gradient of the activation will need."""
-        normalized = empty(x.shape)
-        self._normalize(x, weight, bias, mean, var, normalized)
-        return self._activate(normalized)
+        """y, and what the gradient of oneDNN's activation will need."""
+        _, scale = self.scales(weight, var)
+        y = empty(self.x_shape)
+        loops.run(loops.normalize, *self.size, x, mean, _float32(scale), bias, self.slope, y)
+        return self._activate(y)
 
 
-class _BatchNormBackward:
-    def __init__(self, x_shape, epsilon, given, activation):
-        shapes = _BatchNormShapes(x_shape, epsilon, given)
-        data = shapes.data
-        operation = dnn.PrimitiveDesc.on_engine(
-            "batch_normalization_backward", dnn.BACKWARD, data, data, data, epsilon, shapes.flags,
-            shapes.forward, None)
-        inputs = [(dnn.SRC, shapes.data), *((index, shapes.channels) for index in (dnn.MEAN, dnn.VARIANCE, dnn.SCALE))]
-        outputs = [(dnn.DIFF_SRC, shapes.data), (dnn.DIFF_SCALE, shapes.channels), (dnn.DIFF_SHIFT, shapes.channels)]
-        self._normalize = dnn.Primitive(operation, [*inputs, (dnn.DIFF_DST, shapes.data), *outputs])
-        self._activate = _ActivationBackward(x_shape, activation)
+class _BatchNormBackward(_BatchNormShapes):
+    def __init__(self, x_shape, *rest):
+        super().__init__(x_shape, *rest)
+        self._activate = _ActivationBackward(x_shape, self.activation)
 
-    def __call__(self, x, weight, mean, var, for_activation, y_grad):
-        x_grad, weight_grad, bias_grad = empty(x.shape), empty(weight.shape), empty(weight.shape)
-        y_grad = self._activate(for_activation, y_grad, x_grad)  # into x_grad, and from there in place
-        self._normalize(x, mean, var, weight, y_grad, x_grad, weight_grad, bias_grad)
-        return x_grad, weight_grad, bias_grad
+    def __call__(self, x, weight, bias, mean, var, for_activation, y_grad):
+        if self.activation[0]:
+            y_grad = self._activate(for_activation, y_grad, empty(self.x_shape))
+        inverse_std, scale = self.scales(weight, var)
+        shared = x, y_grad, mean, _float32(scale), bias, self.slope
+        bias_grad, product = loops.sums_of(loops.gradient_sums, *self.size, *shared)
+        weight_grad = product * inverse_std
+        # Through the batch's own mean and variance each element has a share in both sums.
+        share = 0 * scale if self.given else scale / self.size[0]
+        x_grad = empty(self.x_shape)
+        loops.run(loops.input_gradient, *self.size, *shared, _float32(share * weight_grad * inverse_std),
+                  _float32(share * bias_grad), x_grad)
+        return x_grad, *(paddle.to_tensor(_float32(grad)) for grad in (weight_grad, bias_grad))
+
+
+def _float32(array):
+    return array.astype(np.float32)
 
 
 def _activate_operation(data, activation):

@@ -6,7 +6,8 @@ holds the gates; `rows` here chooses the batches.
 
 Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
 map and batch. There the batch repeats a few images, and is cut where the call would take too long, and so is the map
-where two images would. The cheapest call of each algorithm keeps its map, and its batch longest.
+where two images would. Of each algorithm one call keeps its map, and its batch longest: the cheapest, and of batch
+norms the one of the most pixels, whose sums are the longest.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from parity.operators.probe import Probe
 # largest tensor, in float32 on the run's maps and in float64.
 _WORK, _ELEMENTS = 12e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 3e9, 8e6
-_CHEAPEST = 8  # times the share of the others, for the cheapest call of each algorithm
+_FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
 # Batches, and their maps, of which the first is taken that is cheap enough.
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
@@ -52,9 +53,9 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
             if call.kind == "unknown":
                 yield Row(f"{call.label}/call", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
                 continue
-            cheapest = min((c for c in calls if c.algorithm == call.algorithm), key=_cost_of_image) is call
+            favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
             share = (_THOROUGH if thorough else 1) / len(calls)
-            for part, (batch, size, distinct) in enumerate(_batches(case, call, share, _CHEAPEST if cheapest else 1)):
+            for part, (batch, size, distinct) in enumerate(_batches(case, call, share, _FAVOUR if favoured else 1)):
                 modes = ("train", "eval") if thorough or part < len(_SMALL) else ("train",)
                 rng = np.random.default_rng([case.seed, number, part])
                 probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
@@ -94,6 +95,12 @@ def _cost_of_image(call: Call) -> tuple[float, float]:
     pixels = call.size[0] * call.size[1]
     elements = max(call.channels, call.outputs / call.stride**2) * (2 if call.kind == "add" else 1)
     return pixels * call.work, pixels * elements
+
+
+def _first_favoured(call: Call) -> tuple[float, ...]:
+    """The smaller, the rather is this call of its algorithm favoured."""
+    pixels = call.size[0] * call.size[1] if call.kind == "batch norm" else 0
+    return -pixels, *_cost_of_image(call)
 
 
 def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:

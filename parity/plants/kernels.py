@@ -14,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 
 from fixmatch import kernels
-from fixmatch.kernels import allocator, onednn, ops
+from fixmatch.kernels import allocator, loops, onednn, ops
 from fixmatch.models import layers, resnext, wideresnet
 from parity.plants.plant import Patch, Plant
 
@@ -141,7 +141,7 @@ def groups_merged_rolled(patch):
 
 
 def _batch_norm_gradients(patch: Patch, change: Callable) -> None:
-    """Changes (x, weight, bias) gradients, given (gradients, key, x, weight, mean, var, ...)."""
+    """Changes (x, weight, bias) gradients, given (gradients, key, x, weight, bias, mean, var, ...)."""
     _operator(patch, "_BatchNormBackward", change)
 
 
@@ -154,7 +154,7 @@ def bn_bias_gradient_doubled(patch):
 
 
 def _without_term(patch: Patch, term: Callable) -> None:
-    def changed(grads, key, x, weight, mean, var, *_):
+    def changed(grads, key, x, weight, bias, mean, var, *_):
         scale = (var + key[1]) ** -0.5
         missing = term(grads, (x - mean) * scale) * (weight * scale * (x.shape[3] / x.size))
         return (grads[0] if key[2] else grads[0] + missing, *grads[1:])
@@ -186,6 +186,29 @@ def bn_statistics_of_half(patch):
         return kernels.batch_norm_inference(x, mean, var, weight, bias, epsilon, activation), mean, var
 
     _wrap(patch, kernels, "batch_norm", changed)
+
+
+def bn_statistics_in_one_chain(patch):
+    def changed(x):
+        pixels = x.detach().numpy().reshape(-1, x.shape[3])  # numpy adds up rows one after the other
+        mean = pixels.sum(axis=0) / np.float32(len(pixels))
+        return tuple(map(paddle.to_tensor, (mean, ((pixels - mean) ** 2).sum(axis=0) / np.float32(len(pixels)))))
+
+    patch(ops, "_batch_statistics", changed)
+
+
+def bn_sums_of_first_thread(patch):
+    def changed(function, rows, channels, *arrays):
+        sums = np.zeros((ops.num_threads(), 2, channels))
+        loops.run(function, rows, channels, *arrays, sums)
+        return sums[0] * (len(sums) if function is loops.gradient_sums else 1)
+
+    patch(loops, "sums_of", changed)
+
+
+def bn_gradient_sums_of_whole_blocks(patch):
+    _wrap(patch, loops, "sums_of", lambda right, function, rows, *rest: right(
+        function, max(rows // 128 * 128, 1) if function is loops.gradient_sums else rows, *rest))
 
 
 def bn_eval_batch_statistics(patch):
@@ -226,8 +249,12 @@ def bn_running_variance_biased(patch):
 
 
 def activation_slope_gradient(patch):
-    _operator(patch, "_ActivationBackward", lambda grad, key, known, *_: paddle.where(known < 0, 2 * grad, grad)
-              if key[1][0] == onednn.RELU_FROM_OUTPUT else grad)
+    class Faulty(ops._BatchNormBackward):
+        def __init__(self, shape, epsilon, given, activation):
+            super().__init__(shape, epsilon, given, activation)
+            self.slope = self.slope * (1 + (activation[0] == onednn.RELU_FROM_OUTPUT))
+
+    patch(ops, "_BatchNormBackward", Faulty)
 
 
 def mish_gradient_approximate(patch):
@@ -318,7 +345,8 @@ def stock_add_activation_skipped(patch):
         _wrap(patch, module, "add", lambda right, x, y, activation=None: x + y)
 
 
-_TABLE = (  # name, what it does, how; and where not on a WideResNet with the kernels on, the network and their setting
+_TABLE = (  # name, what it does, how; and where not on a WideResNet with the kernels on, the network, their
+    # setting and others
     ("conv-weight-gradient-1x1-zero", "no gradient for the weights of 1x1 convolutions", conv_weight_gradient_1x1_zero),
     ("conv-weight-gradient-first-32", "of a batch over 32 only the first 32 images reach the weight gradient",
      conv_weight_gradient_first_32),
@@ -350,6 +378,12 @@ _TABLE = (  # name, what it does, how; and where not on a WideResNet with the ke
      bn_input_gradient_without_variance),
     ("bn-forward-unbiased", "normalized by the unbiased variance", bn_forward_unbiased),
     ("bn-statistics-of-half", "the statistics of the first half of the batch", bn_statistics_of_half),
+    ("bn-statistics-in-one-chain", "the pixels of a batch added up one after the other in float32",
+     bn_statistics_in_one_chain, "wideresnet", "on", ("data.name=cifar10",)),
+    ("bn-sums-of-first-thread", "the statistics and the gradients' sums of the first thread alone",
+     bn_sums_of_first_thread),
+    ("bn-gradient-sums-of-whole-blocks", "the last pixels that fill no block are left out of the gradients' sums",
+     bn_gradient_sums_of_whole_blocks),
     ("bn-eval-batch-statistics", "in float32, eval mode normalizes by the batch", bn_eval_batch_statistics),
     ("bn-epsilon", "an epsilon of 1e-6 in the kernel's forward pass", bn_epsilon),
     ("bn-epsilon-gradient", "an epsilon of 1e-6 in the kernel's backward pass", bn_epsilon_gradient),
@@ -379,9 +413,10 @@ _TABLE = (  # name, what it does, how; and where not on a WideResNet with the ke
 )
 
 
-def _plant(name: str, what: str, put_in: Callable, arch: str = "wideresnet", cpu_kernels: str = "on") -> Plant:
+def _plant(name: str, what: str, put_in: Callable, arch: str = "wideresnet", cpu_kernels: str = "on",
+           settings: tuple[str, ...] = ()) -> Plant:
     return Plant(name, "operators", what, partial(_on_fresh_primitives, put_in=put_in), arch=arch,
-                 cpu_kernels=cpu_kernels)
+                 cpu_kernels=cpu_kernels, settings=settings)
 
 
 PLANTS = [_plant(*row) for row in _TABLE]

@@ -150,15 +150,64 @@ def test_add_and_pool_equal_stock(shape, activation, contiguous, seed):
 
 @needs_kernels
 def test_batch_statistics_by_hand():
-    x = paddle.to_tensor([[[[1.0, 0.0]], [[3.0, 0.0]]]])  # channel 0 holds 1 and 3
+    x = paddle.to_tensor([[[[1.0, 0.0]], [[3.0, 8.0]]]])  # channel 0 holds 1 and 3
     x.stop_gradient = False
     weight, bias = paddle.to_tensor([2.0, 1.0]), paddle.to_tensor([0.0, -1.0])
     y, mean, var = kernels.batch_norm(x, weight, bias, 0.0, ("leaky_relu", 0.5))
-    assert mean.tolist() == [2.0, 0.0]
-    assert var.tolist() == [1.0, 0.0]  # biased
+    assert mean.tolist() == [2.0, 4.0]
+    assert var.tolist() == [1.0, 16.0]  # biased
     assert mean.stop_gradient
     assert var.stop_gradient
     assert y[0, :, 0, 0].tolist() == [-1.0, 2.0]
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("center", "far"), [(1.0, 0.0), (30.0, 0.0), (1.0, 1e4)])
+def test_batch_norm_of_a_batch_of_the_published_settings_is_exact_to_float32(threads, center, far):
+    """960 images of 32x32: added up one after the other, the variance was off by 1e-3. `far` is where the first is."""
+    rng, (channels, epsilon, slope) = np.random.default_rng(0), (3, 1e-5, 0.1)
+    x = (rng.standard_normal((960, 32, 32, channels)) * [1, 2, 0.5] + center).astype(np.float32)
+    x[0, 0, 0] += far
+    y_grad = rng.standard_normal(x.shape).astype(np.float32) + np.float32(0.3) * (x - np.float32(center))
+    weight, bias = np.float32([1.5, 0.5, 1]), np.float32([0.1, -0.2, 0.3])
+    leaves = [paddle.to_tensor(a, stop_gradient=False) for a in (x, weight, bias)]
+    before = openmp.num_threads()
+    try:
+        kernels.set_num_threads(threads)
+        y, mean, var = kernels.batch_norm(*leaves, epsilon, ("leaky_relu", slope))
+        y.backward(paddle.to_tensor(y_grad))
+    finally:
+        kernels.set_num_threads(before)
+    axes, x = (0, 1, 2), x.astype(np.float64)
+    expected_mean, expected_var = x.mean(axes), x.var(axes)
+    inverse_std = (expected_var + epsilon) ** -0.5
+    unit = (x - expected_mean) * inverse_std
+    z = unit * weight + bias
+    g = np.where(z > 0, 1, slope) * y_grad
+    weight_grad, bias_grad = (g * unit).sum(axes), g.sum(axes)
+    x_grad = weight * inverse_std * (g - (bias_grad + unit * weight_grad) / (x.size / channels))
+    np.testing.assert_allclose(mean.numpy(), expected_mean, rtol=3e-7)
+    np.testing.assert_allclose(var.numpy(), expected_var, rtol=2e-6)
+    for found, expected in ((y, np.where(z > 0, z, slope * z)), (leaves[1].grad, weight_grad),
+                            (leaves[2].grad, bias_grad)):
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    apart = np.abs(leaves[0].grad.numpy() - x_grad)
+    apart[0, 0, 0] = 0  # a thousand deviations away, where large numbers cancel
+    assert apart[np.abs(z) > 1e-4].max() < 1e-5 * np.abs(x_grad).max()  # nearer to 0 rounding decides on the slope
+
+
+@needs_kernels
+def test_more_threads_than_pixels():
+    x, before = paddle.to_tensor(np.float32([1, 3, 8]).reshape(3, 1, 1, 1)), openmp.num_threads()
+    try:
+        kernels.set_num_threads(8)
+        y, mean, var = kernels.batch_norm(x, paddle.ones([1]), paddle.zeros([1]), 0.0, None)
+    finally:
+        kernels.set_num_threads(before)
+    assert mean.item() == 4
+    np.testing.assert_allclose(var.item(), 26 / 3, rtol=1e-6)
+    np.testing.assert_allclose(y.flatten().numpy(), np.array([-3, -1, 4]) / (26 / 3) ** 0.5, rtol=1e-6)
 
 
 @needs_kernels
@@ -362,7 +411,7 @@ def test_any_number_of_threads_gives_the_same_numbers():
         kernels.set_num_threads(before)
     for other in results[1:]:
         for got, want in zip(other, results[0], strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6 * np.abs(want).max())
     with pytest.raises(ValueError, match="at least 1"):
         kernels.set_num_threads(0)
 
