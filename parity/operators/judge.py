@@ -8,8 +8,8 @@ from parity.compare import Row
 
 # On the L2 norm of the difference over that of the truth, in units of the precision's roundoff (float32: 6e-8). A
 # parameter's gradient is a sum of n terms, which operators add up in parts of many terms: it is off by a fraction of
-# sqrt(n) roundoffs. The rounding of 20 clean seeds on two networks stays ten times below, that of Paddle's own operators
-# five times.
+# sqrt(n) roundoffs. The rounding of 20 clean seeds on two networks stays ten times below; that of Paddle's own
+# operators, five times.
 _GATE = 170.0  # 1e-5
 _GATE_OF_SUM = 10.0  # times sqrt(n)
 _LARGEST = 10.0  # the gate on the largest difference over the largest element of the truth is so many times wider
