@@ -27,14 +27,12 @@ CACHED_PRIMITIVES = 512  # per thread; a network needs three per distinct convol
 
 # Values of oneDNN's enumerations and argument indices (dnnl_types.h, the same in every 3.x release).
 CPU, F32, IN_ORDER, OPENMP = 1, 3, 1, 2
-ANY, A, ABCD, ABCDE, ACDB = 1, 2, 5, 6, 22  # format tags; ACDB is NHWC for dimensions named (N, C, H, W)
-FORWARD_TRAINING, BACKWARD = 64, 128
+ANY, ABCD, ABCDE, ACDB = 1, 5, 6, 22  # format tags; ACDB is NHWC for dimensions named (N, C, H, W)
+FORWARD_TRAINING = 64
 CONVOLUTION_DIRECT = 1
 MISH, RELU_FROM_OUTPUT = 51, 256
 BINARY_ADD = 131056
-USE_GLOBAL_STATS, USE_SCALE, USE_SHIFT = 1, 2, 4
-SRC, SRC_1, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT = 1, 2, 17, 33, 49, 50, 51, 52
-DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 255, 256
+SRC, SRC_1, DST, WEIGHTS, DIFF_SRC, DIFF_DST, DIFF_WEIGHTS = 1, 2, 17, 33, 129, 145, 161
 QUERY_MEMORY_CONSUMPTION, QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 6, 131, 132
 STATUS_NAMES = ("success", "out of memory", "invalid arguments", "unimplemented", "last implementation reached",
                 "runtime error", "not required")
@@ -73,8 +71,6 @@ _SIGNATURES = {
         [_HANDLE_OUT, _HANDLE, _INT, *[_HANDLE] * 4, *_CONVOLUTION_GEOMETRY, _HANDLE, _HANDLE],
     "dnnl_batch_normalization_forward_primitive_desc_create":
         [_HANDLE_OUT, _HANDLE, _INT, _HANDLE, _HANDLE, _FLOAT, ctypes.c_uint, _HANDLE],
-    "dnnl_batch_normalization_backward_primitive_desc_create":
-        [_HANDLE_OUT, _HANDLE, _INT, *[_HANDLE] * 3, _FLOAT, ctypes.c_uint, _HANDLE, _HANDLE],
     "dnnl_eltwise_forward_primitive_desc_create":
         [_HANDLE_OUT, _HANDLE, _INT, _INT, _HANDLE, _HANDLE, _FLOAT, _FLOAT, _HANDLE],
     "dnnl_eltwise_backward_primitive_desc_create":

@@ -1,4 +1,4 @@
-"""Differentiable operators on float32 NHWC tensors, computed by oneDNN on the CPU.
+"""Differentiable operators on float32 NHWC tensors, computed on the CPU by oneDNN and by the loops of loops.py.
 
 Legend: N images, H W height and width, C channels; I O input and output channels of a convolution, G its groups.
 
