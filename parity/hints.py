@@ -106,7 +106,8 @@ _HINTS = (
     ("run", "* mode/*", "an averaged network in train mode"),
     ("run", "* lr/*", "a schedule that does not start at step 0 or is not stepped once a step"),
     ("run", "* losses/mask", "another threshold or temperature than configured"),
-    ("run", "* losses/*", "a loop that trains under other settings than configured, or another loss"),
+    ("run", "* losses/*", "a loop that trains under other settings than configured, another loss, or operators that "
+     "compute roughly: runtime.cpu_kernels=off takes others"),
     ("run", "* gradients/*", "the backward pass in the precision that trains"),
     ("run", "* buffers/*", "running statistics in the precision that trains"),
     ("run", "* momentum/*", "the optimizer in the precision that trains, or a loop that touches its state"),
