@@ -13,6 +13,7 @@ from fixmatch.notes import fitting_share
 
 RECENT = 10  # so many lines of kind "train" are looked at
 _EARLY = 0.05  # the share of a run in which nothing is expected of pseudo-labels
+_FEW = 10  # pseudo-labels of fewer steps than these say nothing
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,23 @@ class Lines:
 
     @property
     def step(self) -> int:
-        return self.train[-1]["step"]
+        """That the last evaluation is of; the last line of kind "train" may be from long before it."""
+        return self.evaluations[-1]["step"]
 
     def mean(self, key: str) -> float | None:
-        """Of the recent lines that have it."""
-        values = [line[key] for line in self.train if line.get(key) is not None]
-        return statistics.fmean(values) if values else None
+        """Over the steps of the recent lines that have it."""
+        return _mean(self.train, key)
+
+    def mask(self) -> float | None:
+        """Its mean since the supervised start; None where there are no unlabeled images, or too few steps of them."""
+        after = [line for line in self.train if not self.config.ssl.supervised_at(line["step"] - line["steps"])]
+        return _mean(after, "mask") if sum(line["steps"] for line in after) >= _FEW else None
+
+
+def _mean(lines: Sequence[dict], key: str) -> float | None:
+    """Of `key` over the steps of the lines that have it: a line is itself the mean of line["steps"] steps."""
+    having = [line for line in lines if line.get(key) is not None]
+    return statistics.fmean([line[key] for line in having], [line["steps"] for line in having]) if having else None
 
 
 def diagnose(train: Sequence[dict], evaluations: Sequence[dict], config: Config, classes: Sequence[str]
@@ -51,12 +63,13 @@ def diagnose(train: Sequence[dict], evaluations: Sequence[dict], config: Config,
 
 
 def mask_is_zero(lines: Lines) -> str | None:
-    mask, ssl, total = lines.mean("mask"), lines.config.ssl, lines.config.train.total_steps
-    if ssl.supervised_at(lines.train[0]["step"] - 1) or mask is None or mask >= 0.01:
+    mask, ssl, total = lines.mask(), lines.config.ssl, lines.config.train.total_steps
+    if mask is None or mask >= 0.01:
         return None
+    step = max(lines.step, lines.train[-1]["step"])  # an unfinished run has trained on since its last evaluation
     seen = f"mask is {mask:.3f} and so is loss_u near 0: hardly a prediction reaches ssl.threshold = {ssl.threshold:g}"
-    if lines.step < ssl.supervised_steps + _EARLY * total:
-        return f"{seen}; that is usual at the start (step {lines.step:,} of {total:,})"
+    if step < ssl.supervised_steps + _EARLY * total:
+        return f"{seen}; that is usual at the start (step {step:,} of {total:,})"
     return (f"{seen}, so the unlabeled images teach nothing; more steps (train.total_steps) or labels "
             "(data.num_labeled), a start on the labels alone (ssl.supervised_steps), or a lower ssl.threshold")
 
@@ -101,8 +114,8 @@ def _statistics_lag(lines: Lines) -> bool:
 
 
 def pseudo_labels_of_one_class(lines: Lines) -> str | None:
-    share, mask, last = lines.mean("top_class_share"), lines.mean("mask"), lines.train[-1].get("top_class")
-    if share is None or last is None or mask < 0.01 or share < (0.8 if len(lines.classes) > 2 else 0.95):
+    share, mask, last = lines.mean("top_class_share"), lines.mask(), lines.train[-1].get("top_class")
+    if share is None or last is None or mask is None or mask < 0.01 or share < (0.8 if len(lines.classes) > 2 else 0.95):
         return None
     name = lines.classes[last]
     return (f"{100 * share:.0f} % of the confident pseudo-labels are one class, now {name!r}: unless most unlabeled "
@@ -111,8 +124,8 @@ def pseudo_labels_of_one_class(lines: Lines) -> str | None:
 
 
 def pseudo_labels_are_wrong(lines: Lines) -> str | None:
-    impurity, mask = lines.mean("impurity"), lines.mean("mask")
-    if impurity is None or mask < 0.05 or impurity < 20:
+    impurity, mask = lines.mean("impurity"), lines.mask()
+    if impurity is None or mask is None or mask < 0.05 or impurity < 20:
         return None
     return (f"{impurity:.0f} % of the confident pseudo-labels are wrong, and the network learns them: raise "
             "ssl.threshold, or give more labels (data.num_labeled)")

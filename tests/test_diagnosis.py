@@ -7,8 +7,9 @@ from fixmatch.curves import points
 from fixmatch.diagnosis import RULES, diagnose
 
 CLASSES = ("cat", "dog", "o\nwl")
-FAST = {"step": 1000, "loss_x": 0.1, "loss_u": 0.2, "mask": 0.8, "impurity": 4.0, "top_class": 1,
+FAST = {"step": 1000, "steps": 10, "loss_x": 0.1, "loss_u": 0.2, "mask": 0.8, "impurity": 4.0, "top_class": 1,
         "top_class_share": 0.4, "data_wait": 0.01}
+FIRST = FAST | {"step": 1, "steps": 1, "mask": 0.0}  # of a run that shows a line every 50 steps
 
 
 def run(*, decay=0.99, bn=0.99, total=1000, mode="fixmatch", start=0):
@@ -34,7 +35,7 @@ def test_a_good_run_has_no_findings():
 
 @pytest.mark.parametrize(("rule", "line", "evaluations", "config", "parts"), [
     ("mask_is_zero", {"mask": 0.0}, GOOD, run(), ["ssl.threshold = 0.95", "teach nothing", "data.num_labeled"]),
-    ("mask_is_zero", {"mask": 0.0, "step": 40}, GOOD, run(), ["usual at the start (step 40 of 1,000)"]),
+    ("mask_is_zero", {"mask": 0.0, "step": 40}, [scored(40)], run(), ["usual at the start (step 40 of 1,000)"]),
     ("ema_far_behind", {"step": 300}, [scored(300, ema=20.0)], run(total=300, decay=0.999),
      ["= 1,000 steps", "for 300 steps ema.decay = 0.98 fits"]),
     ("ema_far_behind", {}, [scored(1000, ema=75.0)], run(), ["raw weights still rise", "ema.decay"]),
@@ -73,14 +74,45 @@ def test_the_wait_for_the_first_batch_is_not_slow_data():
 
 
 def test_a_supervised_run_has_no_mask_to_be_zero():
-    line = {"step": 1000, "loss": 0.1, "loss_x": 0.1, "data_wait": 0.01}
+    line = {"step": 1000, "steps": 10, "loss": 0.1, "loss_x": 0.1, "data_wait": 0.01}
     assert said([line] * 5, GOOD, run(mode="none")) == {}
 
 
 def test_nothing_is_expected_of_pseudo_labels_in_a_supervised_start():
     lines = [FAST | {"step": step, "mask": 0.0} for step in (600, 700, 800)]
-    assert said(lines, GOOD, run(start=800)) == said(lines, GOOD, run(start=600)) == {}
-    assert "usual at the start" in said(lines[1:], GOOD, run(start=690, total=4000))["mask_is_zero"]
+    assert said(lines, GOOD, run(start=800)) == said(lines[:1], GOOD, run(start=600)) == {}
+    assert said([lines[0] | {"steps": 100}], GOOD, run(start=599)) == {}  # of which 99 steps were the start's
+    assert "usual at the start" in said(lines[1:], GOOD[:3], run(start=690, total=4000))["mask_is_zero"]
+    assert "teach nothing" in said(lines, GOOD, run(start=600))["mask_is_zero"]
+
+
+@pytest.mark.parametrize(("config", "worse", "rule", "part"), [
+    (run(total=40, decay=0.999), {"ema": 20.0}, "ema_far_behind", "step 20 is too soon for it"),
+    (run(total=40, bn=0.999), {"raw": 30.0, "raw_loss": 13.0}, "raw_loss_far_above", "step 20 is too soon for them")])
+def test_the_step_that_is_named_is_that_of_the_evaluation(config, worse, rule, part):
+    """At step 20 of 40 the only line may be that of step 1."""
+    found = said([FIRST], [scored(20, **worse)], config)
+    assert found.keys() == {rule}
+    assert part in found[rule]
+
+
+def test_a_mask_is_judged_by_the_steps_that_it_is_of():
+    assert said([FIRST], [scored(20)], run(total=40)) == {}
+    assert said([FIRST, FAST | {"step": 10, "steps": 8, "mask": 0.0}], [scored(20)], run(total=40)) == {}  # 9 steps
+    ten = [FIRST, FAST | {"step": 10, "steps": 9, "mask": 0.0}]
+    assert "usual at the start (step 20 of 1,000)" in said(ten, [scored(20)], run())["mask_is_zero"]
+    assert "usual at the start (step 10 of 1,000)" in said(ten, [scored(5)], run())["mask_is_zero"]  # it trained on
+    assert "teach nothing" in said(ten, [scored(20)], run(total=40))["mask_is_zero"]
+    assert said([FIRST, FAST | {"step": 100, "steps": 99, "mask": 0.0102}], GOOD, run()) == {}  # 1.01 % of 100 steps
+    assert "mask is 0.010" in said([FIRST, FAST | {"step": 100, "steps": 99, "mask": 0.0100}], GOOD, run()
+                                   )["mask_is_zero"]  # 0.99 % of 100 steps
+
+
+def test_one_step_says_nothing_of_pseudo_labels():
+    line = FAST | {"steps": 1, "top_class_share": 1.0, "impurity": 90.0}
+    assert said([line], GOOD, run()) == {}
+    assert said([line | {"steps": 10}], GOOD, run()).keys() == {"pseudo_labels_of_one_class",
+                                                                "pseudo_labels_are_wrong"}
 
 
 # --- what VisualDL draws
