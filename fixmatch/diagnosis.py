@@ -115,7 +115,8 @@ def _statistics_lag(lines: Lines) -> bool:
 
 def pseudo_labels_of_one_class(lines: Lines) -> str | None:
     share, mask, last = lines.mean("top_class_share"), lines.mask(), lines.train[-1].get("top_class")
-    if share is None or last is None or mask is None or mask < 0.01 or share < (0.8 if len(lines.classes) > 2 else 0.95):
+    most = 0.8 if len(lines.classes) > 2 else 0.95
+    if share is None or last is None or mask is None or mask < 0.01 or share < most:
         return None
     name = lines.classes[last]
     return (f"{100 * share:.0f} % of the confident pseudo-labels are one class, now {name!r}: unless most unlabeled "

@@ -128,8 +128,8 @@ class Monitor:
         self.waited = self.images = 0.0
         self.since = time.perf_counter()
 
-    def record_evaluation(self, step: int, found: dict, top1: dict, is_best: bool) -> None:
-        """Keeps {"raw": Scores, "ema": Scores} of a step, and says them beside the best so far."""
+    def record_evaluation(self, step: int, found: dict, top1: dict, evaluated: int, is_best: bool) -> None:
+        """Keeps {"raw": Scores, "ema": Scores} of a step, and says them beside those so far, `evaluated` in all."""
         if self.folder is None:
             return
         figures = {name: scores.to_dict() for name, scores in found.items()}
@@ -137,7 +137,7 @@ class Monitor:
         self._write({"kind": "eval", "step": step, **{
             name: {metric: of_one[metric] for metric in METRICS} for name, of_one in figures.items()}})
         LOGGER.info(f"eval {step}/{self.total_steps}  {describe(found)}  |  EMA best {top1['ema']['best']:.2f} %, "
-                    f"mean of last 20 {top1['ema']['mean_last_20']:.2f} %")
+                    f"mean of the last {min(20, evaluated)} {top1['ema']['mean_last_20']:.2f} %")
         self.evaluations.append(as_json({"step": step} | {name: {"top1": scores.top1, "loss": scores.loss}
                                                           for name, scores in found.items()}))
         for finding in diagnose(self.recent, self.evaluations, self.config, self.classes):

@@ -64,7 +64,8 @@ class Result:
     steps: int
     seconds: float  # of training and evaluation, over all sessions
     images_per_second: float  # every image that went through the network in training
-    # {"raw": ..., "ema": {"last", "best", "mean_last_20", "median_last_20"}}; empty without test images
+    # {"raw": ..., "ema": {"last", "best", "mean_last_20", "median_last_20"}}; of 20 evaluations or of all, if there are
+    # fewer; empty without test images
     top1: dict[str, dict[str, float]]
     parity: str  # the verdict of the self-check
     about: dict  # seed, split, classes, configuration, versions, commit, machine
@@ -354,7 +355,7 @@ def _fit(inputs: Inputs, trainer: Trainer) -> Result | None:
     result = _result(inputs, trainer)
     write_atomic(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n")
     reported = trainer.config.run.report and _report(inputs, trainer)
-    LOGGER.info(_closing(result, reported, _worth(folder)))
+    LOGGER.info(_closing(result, reported, _worth(folder), len(trainer.history["ema"])))
     return result
 
 
@@ -401,12 +402,12 @@ def _result(inputs: Inputs, trainer: Trainer) -> Result:
                   top1, manifest.provenance.get("parity", "not checked"), about)
 
 
-def _closing(result: Result, reported: bool, worth: str) -> str:
+def _closing(result: Result, reported: bool, worth: str, evaluated: int) -> str:
     folder, scores = result.folder, "There are no test images, so no accuracy was measured."
     if result.top1:
         ema, raw = result.top1["ema"], result.top1["raw"]
-        scores = (f"Top-1: EMA last {ema['last']:.2f} %, best {ema['best']:.2f} %, median of last 20 "
-                  f"{ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.")
+        scores = (f"Top-1: EMA last {ema['last']:.2f} %, best {ema['best']:.2f} %, median of the last "
+                  f"{min(20, evaluated)} {ema['median_last_20']:.2f} %; raw last {raw['last']:.2f} %.")
     if "interval_95" in result.about:
         low, high = result.about["interval_95"]["ema"]
         scores += (f" With {sum(result.about['test_images'].values()):,} test images the EMA's is known to lie in "

@@ -103,7 +103,8 @@ def summary(planned: Sequence[Planned], failed: dict[str, str]) -> dict:
 
 def table(found: dict) -> str:
     """A summary in Markdown: EMA top-1 at the last step, percent."""
-    rows = ["| setting | EMA top-1, % | median of last 20, % | runs | each seed |", "|---|---|---|---|---|"]
+    rows = ["| setting | EMA top-1, % | median of the last evaluations (20 at most), % | runs | each seed |",
+            "|---|---|---|---|---|"]
     for entry in found["settings"]:
         numbers = ["-", "-", "0"]
         if entry["top1"]:

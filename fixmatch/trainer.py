@@ -134,7 +134,8 @@ class Trainer:
                  "ema": evaluate(self.state.ema.average, self.state.normalize, test, size)}
         for name, evaluation in found.items():
             self.history[name].append(evaluation.top1)
-        self.monitor.record_evaluation(self.step, found, self.top1(), self.history["ema"][-1] > self.best)
+        ema = self.history["ema"]
+        self.monitor.record_evaluation(self.step, found, self.top1(), len(ema), ema[-1] > self.best)
         self.monitor.skip(time.perf_counter() - started)
 
     def top1(self) -> dict:

@@ -1,15 +1,18 @@
 """Runs side by side: the seeds of one configuration together, and the supervised baseline that they are to beat."""
 
 import contextlib
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fixmatch.config import Config, ConfigError, load_config
+from fixmatch.config import KEYS, ConfigError, load_config
 from fixmatch.report import record
 from fixmatch.report.figures import Spread, spread
 from fixmatch.report.record import Record
 from fixmatch.settings import value_of
+
+_FEW = 3  # settings make a name; more are left to a table
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Group:
     runs: tuple[Record, ...]
     ema: Spread  # top-1 of the averaged weights at the last step, percent
     raw: Spread
-    median: Spread  # of the last 20 evaluations, averaged weights
+    median: Spread  # of the last `evaluated` evaluations, averaged weights
+    evaluated: int  # 20, or fewer where a run has not so many
     gain: Spread | None  # points above the baseline on the same labels, of the runs that have one
     finished: int  # runs that have ended
 
@@ -79,21 +83,39 @@ def groups(runs: Sequence[Record]) -> list[Group]:
     for run in runs:
         if run.final() is not None:
             by_recipe.setdefault(run.recipe, []).append(run)
-    names = labels([members[0].config for members in by_recipe.values()], list(by_recipe))
+    names = labels(list(by_recipe.values()))
     return [_group(name, members, runs) for name, members in zip(names, by_recipe.values(), strict=True)]
 
 
-def labels(configs: Sequence[Config], recipes: Sequence[tuple]) -> list[str]:
-    """What sets configurations apart: the values of the keys in which they differ, else the run's name."""
-    differing = [name for number, (name, _) in enumerate(recipes[0]) if len({r[number][1] for r in recipes}) > 1
-                 ] if recipes else []
-    return [", ".join(f"{name}={value_of(config, name)}" for name in differing) or config.run.name
-            for config in configs]
+def labels(grouped: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for each group: the folder of its only run, else the few settings that set it apart, else its folders."""
+    members = [run for group in grouped for run in group]
+    short = {run.folder: run.folder.resolve().name for run in members}
+    names = short if len(set(short.values())) == len(short) else {run.folder: run.name for run in members}
+    apart = differing(grouped)
+    found = []
+    for first, *others in grouped:
+        if others and 0 < len(apart) <= _FEW:
+            found.append(", ".join(f"{name}={as_written(value_of(first.config, name))}" for name in apart))
+        else:
+            found.append(names[first.folder] + (f" and {len(others)} more" if others else ""))
+    return found
+
+
+def differing(grouped: Sequence[Sequence[Record]]) -> list[str]:
+    """The settings that can change a result and are not the same in all groups."""
+    recipes = [dict(group[0].recipe) for group in grouped]
+    return [name for name in KEYS if len({recipe.get(name) for recipe in recipes}) > 1]
+
+
+def as_written(value) -> str:
+    """A setting's value as a configuration file has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _group(label: str, members: list[Record], runs: Sequence[Record]) -> Group:
     gains = [run.final() - base.top1 for run in members if (base := baseline_of(run, runs))]
-    medians = [statistics.median(line["ema"]["top1"] for line in run.evaluations[-20:]) for run in members]
+    last = [[line["ema"]["top1"] for line in run.evaluations[-20:]] for run in members]
     return Group(label, tuple(members), spread([run.final() for run in members]),
-                 spread([run.final("raw") for run in members]),
-                 spread(medians), spread(gains) if gains else None, sum(run.result is not None for run in members))
+                 spread([run.final("raw") for run in members]), spread([statistics.median(top1) for top1 in last]),
+                 min(map(len, last)), spread(gains) if gains else None, sum(run.result is not None for run in members))

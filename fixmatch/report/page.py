@@ -3,7 +3,7 @@
 import base64
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -21,6 +21,8 @@ from fixmatch.report.verdict import verdict
 from fixmatch.settings import value_of
 
 _WORST = 40  # so many classes a table shows, the worst ones
+_ROUGH = 200  # test images; of fewer a calibration error is mostly chance
+_SHORT = {"first steps": "start", "first steps with unlabeled images": "unlabeled"}  # for the axis of a plot
 _SIDE = 96  # pixels that an image of a gallery is enlarged to, at least
 
 
@@ -31,6 +33,7 @@ class Plot:
     light: str
     dark: str
     alt: str
+    scrolls: int | None  # CSS pixels that it needs to be read, if that is more than a phone has
 
 
 @dataclass(frozen=True)
@@ -42,29 +45,31 @@ class Picture:
 
 
 def write_report(folders: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> pathlib.Path:
-    """Writes the page of one or several run folders, and its plots of curves as PNG; returns where it is.
+    """Writes the page of one or several run folders, and beside it its plots as PNG; returns where the page is.
 
     The page of one run compares it with the supervised runs that lie beside it.
 
     Args:
-        out: the page's file; None: report.html in the only run's folder, else in the folder that all runs lie in.
+        out: the page's file; None: report.html in the only run's folder, else in the folder that all runs lie in. The
+            PNGs are results.png and confusion_matrix.png in the only run's folder, else they begin with the page's
+            name, so that they replace no run's.
 
     Raises:
         ConfigError: not a run folder, or one with damaged files.
     """
     runs = [record.read(folder) for folder in dict.fromkeys(folders)]
-    if out is None:
+    own = runs[0].folder / "report.html" if len(runs) == 1 else None
+    if out is None and own is None:
         parents = {run.folder.resolve().parent for run in runs}
-        if len(runs) > 1 and len(parents) > 1:
+        if len(parents) > 1:
             raise ConfigError("the runs lie in several folders: name the page's file with -o FILE")
-        out = runs[0].folder / "report.html" if len(runs) == 1 else parents.pop() / "report.html"
+        out = parents.pop() / "report.html"
+    out = out or own
     baselines = runs if len(runs) > 1 else compare.beside(runs[0])
-    write_atomic(out, render(runs, baselines))
-    if len(runs) == 1:
-        _write_pngs(runs[0], compare.baseline_of(runs[0], baselines), out.parent)
-    elif groups := compare.groups(runs):
-        draw, size = _together(groups)
-        write_atomic(out.parent / "results.png", plots.png([draw], size))
+    files = {out.name: render(runs, baselines)}  # all are made before any is written
+    files |= {f"{'' if out == own else f'{out.stem}-'}{name}": picture for name, picture in _pngs(runs, baselines)}
+    for name, content in files.items():
+        write_atomic(out.parent / name, content)
     return out
 
 
@@ -78,7 +83,8 @@ def render(runs: Sequence[Record], baselines: Sequence[Record]) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
                                      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
-    context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None}
+    context = {"runs": [_run(run, compare.baseline_of(run, baselines)) for run in runs], "groups": found, "plot": None,
+               "differing": _differing(found)}
     if len(runs) > 1 and found:
         draw, size = _together(found)
         context["plot"] = _plot(draw, "EMA accuracy of all runs", size)
@@ -92,15 +98,24 @@ def _together(groups: Sequence[compare.Group]) -> tuple[plots.Draw, tuple[float,
     return plots.together(lines, levels), plots.size_of_together([group.label for group in groups])
 
 
-def _write_pngs(run: Record, baseline: Baseline | None, folder: pathlib.Path) -> None:
-    """results.png and confusion_matrix.png, for slides and for who opens no page."""
-    if not run.evaluations:
-        return
-    draws = [draw for draw, _ in _curves(run, baseline)]
-    write_atomic(folder / "results.png", plots.png(draws, (12.8, 3.6 * -(-len(draws) // 2))))
-    if run.predictions:
-        matrix, classes = _confusion(run)
-        write_atomic(folder / "confusion_matrix.png", plots.png([plots.confusion(matrix, classes)], (7.5, 7)))
+def _differing(groups: Sequence[compare.Group]) -> list[tuple[str, list]]:
+    """Settings that are not the same in all groups, and the value of each in each."""
+    names = compare.differing([group.runs for group in groups])
+    return [(name, [compare.as_written(value_of(group.runs[0].config, name)) for group in groups]) for name in names]
+
+
+def _pngs(runs: Sequence[Record], baselines: Sequence[Record]) -> Iterator[tuple[str, bytes]]:
+    """results.png and for one run confusion_matrix.png, for slides and for who opens no page."""
+    run = runs[0]
+    if len(runs) > 1:
+        if groups := compare.groups(runs):
+            draw, size = _together(groups)
+            yield "results.png", plots.png([draw], size)
+    elif run.evaluations:
+        curves = _curves(run, compare.baseline_of(run, baselines))
+        yield "results.png", plots.png([draw for draw, _ in curves])
+        if run.predictions:
+            yield "confusion_matrix.png", plots.png([plots.confusion(*_confusion(run))], (7.5, 7))
 
 
 # --- what the template is given of a run
@@ -138,8 +153,9 @@ def _predictions(run: Record) -> dict | None:
         return None
     matrix, classes = _confusion(run)
     rows, calibrated = class_rows(matrix, classes), _calibration(found.test)
-    return {"confusion": _plot(plots.confusion(matrix, classes), "confusion matrix", (6.4, 6)),
+    return {"confusion": _plot(plots.confusion(matrix, classes), "confusion matrix", plots.size_of_confusion(classes)),
             "rows": rows[:_WORST], "hidden": len(rows) - len(rows[:_WORST]), "ece": 100 * calibrated.ece,
+            "rough": len(found.test.label) < _ROUGH,
             "reliability": _plot(plots.reliability(calibrated), "reliability diagram"), "images": len(found.test.label),
             "wrong": _gallery(found.test, classes), "errors": _errors(found.test),
             "pseudo": _gallery(found.unlabeled, classes) if found.unlabeled else None,
@@ -163,25 +179,30 @@ def _confident(judged: Judged, threshold: float) -> tuple[int, int]:
 
 
 def _gallery(judged: Judged, classes: Sequence[str]) -> list[Picture]:
-    return [Picture(_picture(image), classes[judged.label[i]], classes[judged.predicted[i]],
-                    float(judged.confidence[i])) for i, image in zip(judged.wrong, judged.pictures, strict=True)]
+    """Copies of a picture that are of one class are shown once; of two classes, one of which is wrong, all are."""
+    found = {}
+    for i, image in zip(judged.wrong, judged.pictures, strict=True):
+        found.setdefault((image.tobytes(), judged.label[i]), Picture(
+            _picture(image), classes[judged.label[i]], classes[judged.predicted[i]], float(judged.confidence[i])))
+    return list(found.values())
 
 
 def _parity(run: Record) -> dict | None:
     if run.parity is None:
         return None
-    first = {name.replace("_", " "): found for name, found in run.parity.items() if name.startswith("first_steps")}
-    stages = [*run.parity.get("stages", ()), *({**stage, "stage": f"{name}: {stage['stage']}"}
+    first = {what: found for what, found in run.checks.items() if what != "self-check"}
+    stages = [*run.parity.get("stages", ()), *({**stage, "stage": f"{_SHORT[name]}: {stage['stage']}"}
                                                for name, found in first.items() for stage in found.get("stages", ()))]
     plot = _plot(plots.parity(stages, run.parity.get("gate", 1e-11)), "worst relative error of each stage",
-                 (6.4, 0.9 + 0.24 * len(stages))) if stages else None
+                 (plots.SIZE[0], 0.9 + 0.24 * len(stages))) if stages else None
     return {"verdict": run.parity["verdict"], "plot": plot,
             "first": [(name, found["verdict"]) for name, found in first.items()]}
 
 
 def _settings(run: Record) -> list[dict]:
     """Those that differ from their defaults first; name and folder stand above the page."""
-    rows = [{"name": name, "value": value_of(run.config, name), "default": entry.default,
+    rows = [{"name": name, "value": compare.as_written(value_of(run.config, name)),
+             "default": compare.as_written(entry.default),
              "meaning": entry.metadata["meaning"], "changed": value_of(run.config, name) != entry.default}
             for name, entry in KEYS.items() if name not in ("run.name", "run.dir")]
     return sorted(rows, key=lambda row: not row["changed"])
@@ -207,8 +228,9 @@ def _facts(run: Record) -> list[tuple[str, object]]:
 # --- pictures in the page
 
 
-def _plot(draw: plots.Draw, alt: str, size: tuple[float, float] = (6.4, 3.4)) -> Plot:
-    return Plot(*(_uri(plots.svg(draw, ground, size), "svg+xml") for ground in ("light", "dark")), alt)
+def _plot(draw: plots.Draw, alt: str, size: tuple[float, float] = plots.SIZE) -> Plot:
+    scrolls = round(80 * size[0]) if size[0] > plots.SIZE[0] else None  # of 96 pixels an inch, at which it is drawn
+    return Plot(*(_uri(plots.svg(draw, ground, size), "svg+xml") for ground in ("light", "dark")), alt, scrolls)
 
 
 def _picture(image: np.ndarray) -> str:

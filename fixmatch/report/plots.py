@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -19,7 +20,8 @@ from fixmatch.report.figures import BINS, Calibration, thin
 from fixmatch.report.record import Record
 
 BLUE, ORANGE, GREEN, RED = "#3b82c4", "#e08a1e", "#2a9d6f", "#d1495b"  # told apart by the colour-blind, on both grounds
-_LABEL_WIDTH = 100  # characters of a line of a legend below a plot
+SIZE = (4.4, 3.1)  # inches of a plot: on a phone, too, its text is readable at the width of the page
+_LABEL_WIDTH = 55  # characters of a line of a legend
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#7a8794")
 _GROUNDS = {"light": ("#ffffff", "#1b1f24", "#d8dee4"), "dark": ("#161b22", "#dfe6ee", "#39424d")}  # ground, ink, grid
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
@@ -31,26 +33,26 @@ Draw = Callable[[Axes], None]
 # --- files
 
 
-def svg(draw: Draw, ground: str, size: tuple[float, float] = (6.4, 3.4)) -> bytes:
+def svg(draw: Draw, ground: str, size: tuple[float, float] = SIZE) -> bytes:
     """A plot as SVG on a "light" or "dark" ground; `size` in inches."""
     return _render([draw], ground, size, "svg")
 
 
-def png(draws: Sequence[Draw], size: tuple[float, float]) -> bytes:
-    """Plots two beside each other, as one PNG on white."""
+def png(draws: Sequence[Draw], size: tuple[float, float] = SIZE) -> bytes:
+    """Plots of `size` inches, two beside each other, as one PNG on white."""
     return _render(draws, "light", size, "png")
 
 
 def _render(draws: Sequence[Draw], ground: str, size: tuple[float, float], file_type: str) -> bytes:
     blob = io.BytesIO()
+    columns = min(2, len(draws))
+    rows = -(-len(draws) // columns)
     with _style(ground):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
         FigureCanvasAgg(figure)
-        columns = min(2, len(draws))
-        axes = figure.subplots(-(-len(draws) // columns), columns, squeeze=False).flat
-        for draw, ax in zip(draws, axes, strict=True):
-            draw(ax)
-        figure.savefig(blob, format=file_type, dpi=110, metadata={"Date": None} if file_type == "svg" else None)
+        for number, draw in enumerate(draws, 1):
+            draw(figure.add_subplot(rows, columns, number))
+        figure.savefig(blob, format=file_type, dpi=160, metadata={"Date": None} if file_type == "svg" else None)
     return blob.getvalue()
 
 
@@ -90,7 +92,7 @@ def accuracy(run: Record, baseline: float | None = None) -> Draw:
                     **options)
         if baseline is not None:
             ax.axhline(baseline, color=RED, linestyle=":", label="supervised baseline")
-        _label(ax, "Test accuracy", "top-1, %", "lower right")
+        _label(ax, "Test accuracy", "top-1, %")
     return draw
 
 
@@ -105,36 +107,35 @@ def losses(run: Record) -> Draw:
         ax.set_yscale("symlog", linthresh=0.1)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(bottom=0)
-        _label(ax, "Losses", "loss, 0 to 0.1 linear, then log", "upper right")
+        _label(ax, "Losses", "loss, 0 to 0.1 linear, then log")
     return draw
 
 
 def pseudo_labels(run: Record) -> Draw:
     def draw(ax: Axes) -> None:
         for name, label, factor in (("mask", "confident (mask)", 100), ("pseudo_label_accuracy", "right, of all", 1),
-                                    ("impurity", "wrong, of the confident (impurity)", 1)):
+                                    ("impurity", "wrong, of confident (impurity)", 1)):
             x, y = _curve(run, name)
             if len(x):
                 ax.plot(x, factor * y, label=label)
         ax.set_ylim(-2, 102)
-        _label(ax, "Pseudo-labels", "% of unlabeled images", "center right")
+        _label(ax, "Pseudo-labels", "% of unlabeled images")
     return draw
 
 
 def speed(run: Record) -> Draw:
     def draw(ax: Axes) -> None:
         x, y = _curve(run, "images_per_second")
-        ax.plot(x, y, label="images/s")
-        ax.set_ylim(0, 1.35 * float(y.max(initial=1)))  # leaves room for the legend
+        line = ax.plot(x, y, label="images/s")
+        ax.set_ylim(0, 1.05 * float(y.max(initial=1)))
         wait = ax.twinx()
         x, y = _curve(run, "data_wait")
-        wait.plot(x, 100 * y, color=ORANGE, label="waiting for data, %")
+        line += wait.plot(x, 100 * y, color=ORANGE, label="waiting for data, %")
         wait.set_ylim(0, max(10.0, 110 * float(y.max(initial=0))))
         wait.set_ylabel("% of the time")
         wait.grid(visible=False)
-        lines = [*ax.get_lines(), *wait.get_lines()]
-        _label(ax, "Speed", "images/s", "lower right")
-        ax.legend(lines, [line.get_label() for line in lines], loc="upper right", fontsize=9)
+        ax.yaxis.set_major_formatter("{x:,g}")
+        _label(ax, "Speed", "images/s", line)
     return draw
 
 
@@ -145,35 +146,47 @@ def together(runs: Sequence[tuple[str, Record]], baselines: Sequence[float]) -> 
     def draw(ax: Axes) -> None:
         names = list(dict.fromkeys(label for label, _ in runs))
         for label, run in runs:
-            colour = _COLOURS[names.index(label) % len(_COLOURS)]
+            turn, colour = divmod(names.index(label), len(_COLOURS))
             images = [run.config.images(0, line["step"]) / 1e6 for line in run.evaluations]
             label = textwrap.fill(label, _LABEL_WIDTH)
             shown = label in ax.get_legend_handles_labels()[1]
-            ax.plot(*thin(images, [line["ema"]["top1"] for line in run.evaluations]), color=colour, alpha=0.8,
+            ax.plot(*thin(images, [line["ema"]["top1"] for line in run.evaluations]), alpha=0.8,
+                    color=_COLOURS[colour], linestyle=("-", "--", "-.", ":")[turn % 4],
                     marker="o" if len(images) < 30 else None, markersize=3.5, label=None if shown else label)
         for value in baselines:
             ax.axhline(value, color=RED, linestyle=":", linewidth=1)
-        _label(ax, "EMA test accuracy", "top-1, %", None, x="million images trained on, each view counted")
+        _label(ax, "EMA test accuracy", "top-1, %", x="million images trained on, each view counted")
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.figure.legend(loc="outside lower center", fontsize=8)  # labels are settings, and may be long
     return draw
 
 
 def size_of_together(labels: Sequence[str]) -> tuple[float, float]:
     """Inches of that plot, with room for its legend."""
-    return 8, 4.2 + 0.17 * sum(len(textwrap.wrap(label, _LABEL_WIDTH)) for label in labels)
+    lines = sum(len(textwrap.wrap(label, _LABEL_WIDTH)) for label in labels)
+    return SIZE[0], SIZE[1] + 0.17 * -(-lines // _columns(labels))
 
 
 def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
     return thin([line["step"] for line in run.train], [line.get(name) for line in run.train])
 
 
-def _label(ax: Axes, title: str, y: str, legend: str | None, x: str = "step") -> None:
-    ax.set(title=title, xlabel=x, ylabel=y)
+def _label(ax: Axes, title: str, y: str, lines: Sequence[Artist] | None = None, x: str = "step") -> None:
+    """Names the axes, the x axis in whole numbers, and puts the legend above them, where it hides no curve."""
+    ax.set(xlabel=x, ylabel=y)
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
-    if legend and ax.get_legend_handles_labels()[1]:
-        ax.legend(loc=legend, fontsize=9)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _legend(ax, title, ax.get_legend_handles_labels()[0] if lines is None else lines)
+
+
+def _legend(ax: Axes, title: str, lines: Sequence[Artist]) -> None:
+    ax.legend(handles=lines, title=title, title_fontproperties={"weight": "bold", "size": 11}, alignment="left",
+              loc="lower left", bbox_to_anchor=(0, 1), ncols=_columns([line.get_label() for line in lines]),
+              fontsize=9, borderpad=0, frameon=False)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend."""
+    return max(1, _LABEL_WIDTH // (max(map(len, labels)) + 6))
 
 
 # --- of the last evaluation
@@ -188,14 +201,20 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Draw:
         ax.grid(visible=False)
         ax.set(title="Confusion", xlabel="predicted", ylabel="true")
         if len(classes) <= _NAMED:
+            ax.tick_params(length=0)
             names = [shorten(name) for name in classes]
-            ax.set_xticks(range(len(classes)), names, rotation=60 if max(map(len, names)) > 2 else 0, fontsize=8)
-            ax.set_yticks(range(len(classes)), names, fontsize=8)
+            ax.set_xticks(range(len(classes)), names, rotation=60 if max(map(len, names)) > 2 else 0, fontsize=9)
+            ax.set_yticks(range(len(classes)), names, fontsize=9)
         if len(classes) <= 12:
             for (row, column), count in np.ndenumerate(matrix):
                 if count:
-                    ax.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
+                    ax.text(column, row, f"{count:,}", ha="center", va="center", fontsize=9)
     return draw
+
+
+def size_of_confusion(classes: Sequence[str]) -> tuple[float, float]:
+    """Inches of that plot, which of many classes is wider than a phone."""
+    return (SIZE[0], 4.2) if len(classes) <= 10 else (6.4, 6)
 
 
 def shorten(name: str, most: int = 18) -> str:
@@ -208,14 +227,14 @@ def reliability(found: Calibration) -> Draw:
     def draw(ax: Axes) -> None:
         middle = (np.arange(BINS) + 0.5) / BINS
         seen = found.count > 0
-        ax.bar(middle[seen], 100 * found.accuracy[seen], width=0.9 / BINS, color=BLUE, label="right, %")
-        ax.plot([0, 1], [0, 100], color=RED, linestyle="--", label="perfect")
+        bars = ax.bar(middle[seen], 100 * found.accuracy[seen], width=0.9 / BINS, color=BLUE,
+                      label="how many of a bar's images are right")
         shares = 100 * found.count / max(found.count.sum(), 1)
-        ax.plot(middle[seen], shares[seen], color=ORANGE, marker="o", markersize=4, linewidth=0,
-                label="of all predictions, %")
-        ax.set(title=f"Reliability, ECE {100 * found.ece:.1f} %", xlabel="confidence", ylabel="%", xlim=(0, 1),
-               ylim=(0, 102))
-        ax.legend(loc="upper left", fontsize=9)
+        dots = ax.plot(middle[seen], shares[seen], color=ORANGE, marker="o", markersize=4, linewidth=0,
+                       label="how many of all images are in the bar")
+        line = ax.plot([0, 1], [0, 100], color=RED, linestyle="--", label="as many right as the confidence says")
+        ax.set(xlabel="confidence", ylabel="%", xlim=(0, 1), ylim=(0, 102))
+        _legend(ax, f"Reliability, ECE {100 * found.ece:.1f} %", [bars, *dots, *line])
     return draw
 
 
@@ -232,7 +251,7 @@ def parity(stages: Sequence[dict], gate: float) -> Draw:
                 ax.plot([gate, gate], [row - 0.45, row + 0.45], color=RED, linewidth=2)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:.0e}")
-        ax.set_yticks(range(len(stages)), [f"{s['stage']} {s['dtype']}".replace(" -", "") for s in stages], fontsize=8)
+        ax.set_yticks(range(len(stages)), [f"{s['stage']} {s['dtype']}".replace(" -", "") for s in stages], fontsize=9)
         ax.invert_yaxis()
         ax.set(title="Worst relative error by stage", xlabel="red line: the gate in float64", xlim=(floor, 10))
     return draw

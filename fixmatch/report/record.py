@@ -6,12 +6,13 @@ import pathlib
 from dataclasses import dataclass
 
 from fixmatch import metrics_file
-from fixmatch.config import KEYS, Config, ConfigError, load_config
+from fixmatch.config import KEYS, OWN_IMAGES, Config, ConfigError, load_config
 from fixmatch.diagnosis import Finding, diagnose
 from fixmatch.report.predictions import Predictions, load
 from fixmatch.settings import value_of
 
-_APART = ("run", "parity", "runtime")  # sections in which runs of one configuration may differ
+# What may be changed on resume can change no result, but for these two: the length, and when accuracy is measured.
+_TELLING = ("train.total_steps", "train.eval_every")
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,27 @@ class Record:
         return diagnose(self.train, self.evaluations, self.config, classes)
 
     @property
-    def recipe(self) -> tuple:
-        """What runs that differ in nothing but their seed have in common."""
-        return tuple((name, value_of(self.config, name)) for name in KEYS if name.split(".")[0] not in _APART)
+    def checks(self) -> dict[str, dict]:
+        """What parity.json holds, by what was checked: the self-check, then first steps of the run itself."""
+        if self.parity is None:
+            return {}
+        return {"self-check": self.parity, **{name.replace("_", " "): found for name, found in self.parity.items()
+                                              if name.startswith("first_steps")}}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The verdicts of those of the checks that failed."""
+        return {what: found["verdict"] for what, found in self.checks.items() if found.get("passed") is False}
+
+    @property
+    def recipe(self) -> tuple[tuple[str, object], ...]:
+        """What runs that differ in nothing but their seed have in common: the settings that can change a result.
+
+        Of own images data.root is one of them, since it says which they are.
+        """
+        own = self.config.data.name in OWN_IMAGES[1]
+        return tuple((name, value_of(self.config, name)) for name, entry in KEYS.items() if not name.startswith("run.")
+                     and (not entry.metadata["resumable"] or name in _TELLING or (own and name == "data.root")))
 
 
 def read(folder: pathlib.Path) -> Record:
