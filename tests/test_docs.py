@@ -65,6 +65,11 @@ def test_every_command_is_one_with_arguments_that_it_takes(monkeypatch):
             load_config(config, getattr(args, "overrides", []))  # the settings are settings
 
 
+def test_the_sample_of_the_readme_has_the_median_of_as_many_evaluations_as_that_run():
+    train, text = load_config("digits").train, (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"median of the last {train.total_steps // train.eval_every} " in text
+
+
 def test_both_readmes_have_the_same_commands_and_headings():
     english, chinese = PAGES[:2]
     without_comments = [[re.sub(r" +#.*", "", line) for block in blocks(page) for line in block.splitlines()]

@@ -250,6 +250,7 @@ def parity(stages: Sequence[dict], gate: float) -> Draw:
             if exact:
                 ax.plot([gate, gate], [row - 0.45, row + 0.45], color=RED, linewidth=2)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=5))
         ax.xaxis.set_major_formatter("{x:.0e}")
         ax.set_yticks(range(len(stages)), [f"{s['stage']} {s['dtype']}".replace(" -", "") for s in stages], fontsize=9)
         ax.invert_yaxis()
