@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from fixmatch.files import replace_folder, write_atomic
 from fixmatch.inference import FACTS, GRAPH, INPUT, OUTPUT, WEIGHTS, Classifier, Facts
 
 OPSET = 17  # of ONNX; onnxruntime runs it from 1.12 on
+_GRAPH_BYTES = 2**20  # more than the graph and the metadata of any network here take
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def export(path: pathlib.Path, out: pathlib.Path, kind: str | None = None, which
         ConfigError: `out` is not a name for this kind, or holds something else; an override that cannot be.
         CheckpointError: no checkpoint, or a damaged one.
         SelfCheckFailed: the model does not compute what the checkpoint does; nothing was written.
+        OSError: the disk is full, say; nothing was written.
         ModuleNotFoundError: a package of the extra `onnx` is not installed.
     """
     kind = _check_target(out, kind)
@@ -73,6 +76,9 @@ def export(path: pathlib.Path, out: pathlib.Path, kind: str | None = None, which
 def _check_target(out: pathlib.Path, kind: str | None) -> str:
     """The kind of export. Raises ConfigError before anything is computed."""
     is_onnx = out.suffix.lower() == ".onnx"
+    if kind is None and not is_onnx and re.match(r"\.[^\W\d_]", out.suffix):  # "v1.2" is a name like any other
+        raise ConfigError(f"{out}: no model of a kind {out.suffix} is written here, but .onnx files and folders for "
+                          "Paddle; choose another name, or say --format paddle for a folder of this name")
     kind = kind or ("onnx" if is_onnx else "paddle")
     if is_onnx != (kind == "onnx"):
         raise ConfigError(f"{out}: " + ("an ONNX model is a file whose name ends in .onnx" if kind == "onnx" else
@@ -93,7 +99,7 @@ def _write_paddle(out: pathlib.Path, classifier: Classifier, facts: Facts, compa
     try:
         folder.mkdir()
         with _silent():
-            _trace(folder, classifier, facts)
+            _trace(folder, classifier, facts, out)
             runs = {"paddle.jit": inference.with_jit(folder), "paddle.inference": inference.with_predictor(folder)}
             found = {name: comparison.with_run(name, run) for name, run in runs.items()}
         files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (GRAPH, WEIGHTS)}
@@ -111,11 +117,10 @@ def _write_onnx(out: pathlib.Path, classifier: Classifier, facts: Facts, compari
 
     with tempfile.TemporaryDirectory() as place, _silent():
         folder = pathlib.Path(place)
-        _trace(folder, classifier, facts)
+        _trace(folder, classifier, facts, folder)
         # The default of optimize_tool would install a package from a foreign index while it runs.
-        paddle2onnx.export(str(folder / GRAPH), str(folder / WEIGHTS), str(folder / "model.onnx"), opset_version=OPSET,
-                           optimize_tool="None")
-        model = onnx.load(str(folder / "model.onnx"))
+        model = onnx.load_model_from_string(paddle2onnx.export(str(folder / GRAPH), str(folder / WEIGHTS),
+                                                               opset_version=OPSET, optimize_tool="None"))
     _tidy(model.graph)
     _describe(model, facts.to_json())
     run = inference.with_onnxruntime(model.SerializeToString(), out)[1]
@@ -125,10 +130,32 @@ def _write_onnx(out: pathlib.Path, classifier: Classifier, facts: Facts, compari
     return found
 
 
-def _trace(folder: pathlib.Path, classifier: Classifier, facts: Facts) -> None:
-    """Writes the graph and its weights, for any number of images."""
+def _trace(folder: pathlib.Path, classifier: Classifier, facts: Facts, where: pathlib.Path) -> None:
+    """Writes the graph and its weights, for any number of images.
+
+    Raises OSError, which names `where`, if there is no room for them.
+    """
+    _try_room(folder, classifier, where)
     images = paddle.static.InputSpec([None, *facts.image_size, 3], "uint8", INPUT)
     paddle.jit.save(classifier, str(folder / pathlib.Path(GRAPH).stem), input_spec=[images])
+
+
+def _try_room(folder: pathlib.Path, classifier: Classifier, where: pathlib.Path) -> None:
+    """Writes as much as the model will take, and removes it again.
+
+    On a full disk Paddle would write a part of the weights, without a word, and load it again without one, too.
+    """
+    trial = folder / "trial"
+    try:
+        with open(trial, "wb") as file:
+            for array in classifier.state_dict().values():
+                file.write(array.numpy().tobytes())
+            file.write(os.urandom(_GRAPH_BYTES))  # some disks would keep zeros in no room at all
+            file.flush()
+            os.fsync(file.fileno())
+        trial.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; make room there for the model", str(where)) from None
 
 
 def _tidy(graph) -> None:

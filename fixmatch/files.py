@@ -31,7 +31,8 @@ def replacing(path: pathlib.Path) -> Iterator[typing.BinaryIO]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that nothing can be removed from, which would hide `error`
+            temporary.unlink()
         if isinstance(error, OSError):
             error.filename = str(path)  # a failed write does not say where
         raise

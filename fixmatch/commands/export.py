@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     sample, expected = done.comparison.sample, done.comparison.expected
     print(f"{done.path}: {done.checkpoint}, {done.facts}")
     print(f"compared with the checkpoint on {sample.what}; probabilities may differ by {TOLERANCE:.0e}:")
-    for name, found in {"checkpoint": expected, **done.found}.items():
+    for name, found in {**({} if sample.labels is None else {"checkpoint": expected}), **done.found}.items():
         top1 = "" if sample.labels is None else f"  top-1 {100 * np.mean(found.argmax(1) == sample.labels):6.2f} %"
         worst = f"  largest difference {np.abs(found - expected).max():.1e}" if name in done.found else ""
         print(f"  {name:<16}{top1}{worst}")
