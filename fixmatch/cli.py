@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 
 import argparse
 import importlib
+import pathlib
 import re
 import signal
 import sys
@@ -54,6 +55,14 @@ class Parser(argparse.ArgumentParser):
 def add_overrides(parser: argparse.ArgumentParser, help_text: str) -> None:
     parser.add_argument("-o", dest="overrides", metavar="section.key=value", nargs="+", action="extend", default=[],
                         help=help_text)
+
+
+def output_file(text: str) -> pathlib.Path:
+    """The type of an argument that names a file to write: in a folder that is there, as another one is a mistake."""
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: there is no folder {path.parent}; make it, or name another one")
+    return path
 
 
 def main(argv: list[str] | None = None) -> int:

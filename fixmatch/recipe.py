@@ -75,7 +75,7 @@ def look(root: pathlib.Path) -> Images:
     fraction = None
     if not listing.tested:
         fraction = 0.2 if np.bincount(listing.labels()[0] + 1)[1:].min() > 1 else 0.0
-        listing = listing.hold_out(fraction, 0) if fraction else listing
+        listing = listing.with_test(listing.choose_test(fraction, 0)) if fraction else listing
     labels, test = listing.labels()
     return Images(name, root, len(listing.classes), int((labels >= 0).sum()), len(labels), len(test),
                   common_size(listing, listing.root), fraction)
@@ -170,6 +170,10 @@ def memory() -> float:
     return psutil.virtual_memory().total / 2
 
 
+def describe_minutes(minutes: float) -> str:
+    return f"about {minutes:g} minute{'s' * (minutes != 1)}"
+
+
 def write(images: Images, choice: Choice, minutes: float, on_gpu: bool, command: str) -> str:
     """The configuration as YAML, with the reason for each choice."""
     tree = settings(images, choice.rung, on_gpu, choice.steps)
@@ -181,7 +185,7 @@ def write(images: Images, choice: Choice, minutes: float, on_gpu: bool, command:
     return f"""\
 #   {command}
 # {images.classes} classes, {images.labeled:,} labeled, {images.unlabeled:,} training and {images.test:,} test images.
-# Made for a run of about {minutes:g} minutes on a machine where a step took {choice.seconds:.3f} s.
+# Made for a run of {describe_minutes(minutes)} on a machine where a step took {choice.seconds:.3f} s.
 # The meaning of every key: fixmatch train -c THIS_FILE --print-config
 data:
   name: {data["name"]}

@@ -121,7 +121,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         inputs = read_inputs(config, resume, rank, world_size)
         if world_size > 1:
             _agree(data_facts(inputs))
-        trainer = _build_trainer(config, inputs, rank, world_size, log, cleanup)
+        trainer = _build_trainer(config, inputs, resume, rank, world_size, log, cleanup)
         trainer.recorder = recorder
         inputs.manifest.provenance["operators"] = f"{device}; OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
         LOGGER.info(_headline(config, inputs, trainer, device))
@@ -161,7 +161,8 @@ def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequenc
     _check_classes(folder, manifest.classes, source)
     if not len(source.test):
         raise DataError(f"{source.name}: has no test images to evaluate on; add a test folder or test.csv with labeled "
-                        "images that were not trained on (data.root)")
+                        "images that were not trained on (data.root), or train with data.test_fraction above 0, which "
+                        "holds some out")
     model = build_model(num_classes=len(source.classes), **config.model.network())
     normalize = Normalize(manifest.mean, manifest.std)
     logits, found = {}, {}
@@ -193,13 +194,16 @@ def _agree(facts: dict) -> None:
                           "configuration, data and versions")
 
 
-def _build_trainer(config: Config, inputs: Inputs, rank: int, world_size: int, log: RunLog,
+def _build_trainer(config: Config, inputs: Inputs, resume: bool, rank: int, world_size: int, log: RunLog,
                    cleanup: contextlib.ExitStack) -> Trainer:
-    """On rank 0 with the run folder and its first files."""
+    """On rank 0 with the run folder and its first files.
+
+    A run that was killed before its first checkpoint left nothing to keep, so one that resumes it has its folder.
+    """
     folder, source, saved = inputs.folder, inputs.source, inputs.saved
     run = None
     if rank == 0:
-        run = RunFolder(folder, resume=saved is not None)
+        run = RunFolder(folder, resume=resume and (saved is not None or not (folder / "result.json").exists()))
         cleanup.callback(run.close)
         log.open(folder / "train.log")
     monitor = Monitor(folder if run else None, config, saved.manifest.step if saved else 0, world_size,

@@ -7,12 +7,14 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import pytest
 from image_folders import make_root, save
-from running import ROOT
+from running import ROOT, tool_environment
 from trained import in_threads, softmax, train
 
 import fixmatch
@@ -251,6 +253,34 @@ def test_without_the_extra(runs, exports, tmp_path, monkeypatch, capsys):
         assert len(error.splitlines()) == 1
         assert re.search(r"this needs onnx(runtime)?: pip install .*onnxruntime", error)
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("kind", ["paddle", "onnx"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(runs, tmp_path, kind):
+    """The limit on the size of files stands in for it: Paddle, too, writes no more than fits, and says nothing."""
+    code = ("import resource, sys; from fixmatch import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2);"
+            "sys.exit(cli.main(sys.argv[1:]))")
+    (tmp_path / "temporary").mkdir()
+    out, where = {"paddle": ("m", "m"), "onnx": ("m.onnx", "temporary/tmp")}[kind]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "export", str(runs["wideresnet"]), str(tmp_path / out)], capture_output=True,
+        text=True, timeout=120, env={**tool_environment(), "TMPDIR": str(tmp_path / "temporary")})
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {tmp_path / where}")
+    assert done.stderr.endswith(": File too large; make room there for the model\n")
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+
+
+def test_names_of_other_kinds_of_models_are_refused(runs, exports, tmp_path, capsys):
+    for name in ("m.tflite", "m.pt", "m.pdmodel", "m.v2"):
+        assert cli.main(["export", str(runs["wideresnet"]), str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}: no model of a kind {name[1:]} is written here, but .onnx files and folders" in error
+        assert "say --format paddle" in error
+    assert list(tmp_path.iterdir()) == []
+    for name, more in (("v1.2", []), ("m.v2", ["--format", "paddle"])):
+        assert cli.main(["export", str(runs["wideresnet"]), str(tmp_path / name), *more]) == 0
+        assert (tmp_path / name / "metadata.json").exists()
 
 
 # --- the documentation

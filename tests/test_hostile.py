@@ -3,7 +3,9 @@
 Image folders, images and CSV files have their property tests beside their own (tests/data/sources/folder).
 """
 
+import errno
 import json
+import os
 import pickle
 
 import numpy as np
@@ -19,6 +21,7 @@ from fixmatch.data.dataset import DataError
 from fixmatch.data.sources import arrays_pickle
 from fixmatch.data.sources.folder import table
 from fixmatch.data.split import draw_split, load_split, save_split
+from fixmatch.files import write_atomic
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LONG = settings(FEW, max_examples=20_000)
@@ -149,6 +152,17 @@ def test_a_line_of_csv_and_a_split_are_of_bounded_length(tmp_path, monkeypatch):
     (tmp_path / "split.json").write_text(" " * 2**25)
     with pytest.raises(DataError, match="larger than the"):
         load_split(tmp_path / "split.json", "digits", LABELS, 10)
+
+
+def test_a_failed_write_names_the_file_that_was_wanted(tmp_path, monkeypatch):
+    """On a disk that is mounted read-only, where removing what is not there fails, too."""
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomic(tmp_path / "report.html", b"x")
+    assert caught.value.filename == str(tmp_path / "report.html")
 
 
 def test_nothing_in_a_checkpoint_is_run(tmp_path):

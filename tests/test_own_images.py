@@ -91,10 +91,34 @@ def test_a_run_without_any_test_image_trains_and_says_so(place, capsys):
     assert (content["top1"], content["labeled_images"], content["test_images"]) == (
         {}, {"cat": 10, "dog": 5}, {"cat": 0, "dog": 0})
     assert checkpoint.load(place / "untested/checkpoints/latest").manifest.step == 3
-    with pytest.raises(DataError, match="has no test images to evaluate on"):
+    with pytest.raises(DataError, match=r"has no test images to evaluate on.* data\.test_fraction above 0"):
         fixmatch.evaluate(place / "untested")
     longer = fixmatch.train(config(place, "data.test_fraction=0", "train.total_steps=4", name="untested"), resume=True)
     assert longer.steps == 4
+
+
+def test_an_export_of_a_run_without_any_test_image_says_what_it_was_compared_on(place, capsys):
+    assert cli.main(["export", str(place / "untested"), str(place / "untested-paddle")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "100 random images, as the test images cannot be read" in lines[1]
+    assert [line.split()[:2] for line in lines[2:]] == [["paddle.jit", "largest"], ["paddle.inference", "largest"]]
+
+
+def test_one_class_is_refused_before_anything_is_made(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    photographs(place / "one", {"cat": 4})
+    (place / "table").mkdir()
+    rows = "".join(f"../one/labeled/cat/{i}.png,cat\n" for i in range(4))
+    (place / "table/train.csv").write_text(f"path,label\n{rows}")
+    before = sorted(place.iterdir())
+    for name, root, where in (("folder", "one", "one/labeled"), ("csv", "table", "table/train.csv")):
+        for arguments in (["init", root], ["train", "-c", "own.yaml", "-o", f"data.name={name}", f"data.root={root}"]):
+            assert cli.main(arguments) == 2
+            error = capsys.readouterr().err
+            assert error.endswith(f"error: {where}: has one class only, cat, so there is nothing to tell apart; add "
+                                  "labeled images of another class\n")
+            assert len(error.splitlines()) == 1
+    assert sorted(place.iterdir()) == before
 
 
 # --- from the weights of another run

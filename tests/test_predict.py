@@ -44,6 +44,8 @@ def photos(tmp_path_factory, evaluation):
         save(root / ("" if index % 3 else "deep/er") / f"{index:02}.png", pixels)
     (root / "broken.jpg").write_bytes(b"nothing")
     (root / "notes.txt").write_text("no image")
+    for name in ("IMG_1.HEIC", "deep/IMG_2.heic"):
+        (root / name).touch()
     save(root / ".hidden/13.png")
     return root
 
@@ -163,7 +165,9 @@ def test_the_table_and_the_files(run, photos, tmp_path, capsys, classifier):
     assert cli.main(["predict", str(run), str(photos), "--sort", "confidence", "--top", "2", "--csv",
                      str(tmp_path / "f.csv"), "--json", str(tmp_path / "f.json")]) == 0
     said = capsys.readouterr()
-    assert said.err == f"left out: {photos}/broken.jpg: not an image, or of a format that is not known here\n"
+    assert said.err == (f"left out: {photos}/broken.jpg: not an image, or of a format that is not known here\n"
+                        "passed over 3 files that are no images of a kind read here: 2 .heic, 1 .txt; convert HEIC "
+                        "photos to JPEG or PNG\n")
     head, *lines = said.out.splitlines()
     assert head == f"{run}/checkpoints/latest: step 60, EMA weights, 10 classes, images of 8x8 pixels"
 
@@ -182,7 +186,8 @@ def test_the_table_and_the_files(run, photos, tmp_path, capsys, classifier):
         assert float(share) == pytest.approx(100 * found.confidence[index], abs=0.0051)
 
     content = json.loads((tmp_path / "f.json").read_text())
-    assert content.keys() == {"model", "step", "weights", "classes", "images", "broken"}
+    assert content.keys() == {"model", "step", "weights", "classes", "images", "broken", "passed_over"}
+    assert content["passed_over"] == {".heic": 2, ".txt": 1}
     assert [image["image"] for image in content["images"]] == [row["image"] for row in rows]
     assert [image["confidence"] for image in content["images"]] == [float(row["confidence"]) for row in rows]
     assert content["images"][0]["probabilities"] == [float(rows[0][f"p_{k}"]) for k in range(10)]
@@ -201,6 +206,10 @@ def test_the_order_in_which_they_were_given(run, photos, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["RUN", "PHOTOS/broken.jpg"], "no image can be read, the first of them PHOTOS/broken.jpg: not an image"),
     (["RUN", "PHOTOS", "--max-broken", "0"], "more than 0 images cannot be read, the first of them PHOTOS/broken.jpg"),
+    (["RUN", "PHOTOS/IMG_1.HEIC"], "IMG_1.HEIC: not an image, or of a format that is not known here; convert HEIC "
+     "photos to JPEG or PNG"),
+    (["RUN", "PHOTOS", "--json", "PHOTOS/nowhere/found.json"], "--json: PHOTOS/nowhere/found.json: there is no folder "
+     "PHOTOS/nowhere; make it, or name another one"),
     (["RUN", "PHOTOS/none*"], "PHOTOS/none*: no such file or folder"),
     (["RUN", "PHOTOS/.hidden/13.png/x"], "no such file or folder"),
     (["RUN", "EMPTY"], "EMPTY: no image in it"),
@@ -224,6 +233,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(run, photos, tmp_path
     assert (code, said.out, len(said.err.splitlines())) == (2, "", 1)
     assert filled(message) in said.err
     assert not (tmp_path / "found.csv").exists()
+    assert not (photos / "nowhere").exists()
 
 
 def test_a_file_that_cannot_be_written_costs_no_result(run, photos, tmp_path, capsys):

@@ -104,8 +104,12 @@ def test_the_command_looks_measures_writes_and_never_overwrites(tmp_path, monkey
                  "\nwrote photos.yaml: ", "\ntrain with: "):
         assert part in said
     assert said.count("passed over") == 1
+    assert " as measured here, in about 0.01 minutes\n" in said
+    written = (tmp_path / "photos.yaml").read_text()  # without the broken one
+    assert "# 2 classes, 9 labeled, 14 training and 2 test images.\n" in written
+    assert "# Made for a run of about 0.01 minutes on" in written
     config = load_config(tmp_path / "photos.yaml")
-    assert (config.data.root, config.train.batch_size, config.train.mu) == (str(tmp_path / "photos"), 10, 1)
+    assert (config.data.root, config.train.batch_size, config.train.mu) == (str(tmp_path / "photos"), 9, 1)
     assert short_run(config) is None
     before = (tmp_path / "photos.yaml").read_bytes()
     assert cli.main(["init", "photos"]) == 2

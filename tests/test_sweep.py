@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from running import TINY
+from running import TINY, After
 
 from fixmatch import cli, run, sweep
 from fixmatch.commands.sweep import seeds
@@ -66,6 +66,31 @@ def test_a_sweep_trains_skips_resumes_and_reports(tmp_path, capsys):
     assert sum(path.stat().st_mtime_ns == before for path, before in times.items()) == 3
     assert cli.main([*arguments, "optim.momentum=0.5"]) == 2
     assert "was trained with optim.momentum=0.9, now it is 0.5" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing is saved when it is raised."""
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_second_folder(tmp_path, monkeypatch, capsys):
+    arguments = ["sweep", "-c", "digits", "--seeds", "0-1", "--dir", str(tmp_path), "-o", *SHORT]
+    train = run.train
+
+    def kill():
+        raise Killed
+
+    def killed(config, resume):
+        return train(config, resume, recorder=After(1, kill) if config.run.seed == 1 else None)
+    monkeypatch.setattr(run, "train", killed)
+    with pytest.raises(Killed):
+        cli.main(arguments)
+    assert not (tmp_path / "seed=1/checkpoints").exists()
+    monkeypatch.setattr(run, "train", train)
+    assert cli.main(arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["seed=0", "seed=1"]
+    lines = [json.loads(line) for line in (tmp_path / "seed=1/metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("eval", 1)]
+    assert "no checkpoint to resume; starting at step 0" in capsys.readouterr().out
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from fixmatch import run
-from fixmatch.cli import Parser, add_overrides
+from fixmatch.cli import Parser, add_overrides, output_file
 from fixmatch.config import OWN_IMAGES
 from fixmatch.evaluation import predictions_csv
 from fixmatch.files import write_atomic
@@ -18,8 +18,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("path", type=pathlib.Path, help="a run folder or a checkpoint folder")
     parser.add_argument("--which", choices=("latest", "best"), default="latest", help="of a run folder")
     add_overrides(parser, "settings to change, such as data.root or runtime.device")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all figures to FILE")
-    parser.add_argument("--predictions", type=pathlib.Path, metavar="FILE",
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--predictions", type=output_file, metavar="FILE",
                         help="also write the EMA's prediction for every test image to FILE, as CSV")
     args = parser.parse_args(argv)
     found = run.evaluate(args.path, args.which, args.overrides)

@@ -1,5 +1,6 @@
 """fixmatch init: a configuration for a folder of images, fit for them, this machine and the time there is."""
 
+import dataclasses
 import pathlib
 import shlex
 
@@ -30,9 +31,9 @@ def main(argv: list[str]) -> int:
     if target.exists() and not args.force:
         raise ConfigError(f"{target}: is there already; name another file with -o, or overwrite it with --force")
     choice = _propose(args.folder, target, args.minutes)
-    for line in (f"wrote {target}: {choice.steps:,} steps of {choice.seconds:.2f} s, as measured here, in about "
-                 f"{args.minutes:g} minutes", f"train with: {command('train')} -c {shlex.quote(str(target))}"):
-        print(line)
+    print(f"wrote {target}: {choice.steps:,} steps of {choice.seconds:.2f} s, as measured here, in "
+          f"{recipe.describe_minutes(args.minutes)}")
+    print(f"train with: {command('train')} -c {shlex.quote(str(target))}")
     return 0
 
 
@@ -44,16 +45,19 @@ def _propose(folder: pathlib.Path, target: pathlib.Path, minutes: float) -> reci
     print(f"{folder}: looking at the images and measuring the time of a step", flush=True)
     images = recipe.look(folder)  # says nothing of what will be said when the images are read
     choice = recipe.choose(images, minutes, on_gpu, recipe.measure(images.classes), recipe.memory())
-    text = recipe.write(images, choice, minutes, on_gpu, f"{command('train')} -c {shlex.quote(str(target))}")
     config = from_dict(recipe.settings(images, choice.rung, on_gpu, choice.steps), str(target))
     with shown():
         source = read_data(config)  # decodes them, and says what is broken, equal or held out
         split = choose_split(config, source)
+        images = dataclasses.replace(images, labeled=len(split.labeled), unlabeled=len(split.unlabeled),
+                                     test=len(source.test))  # broken ones were counted until here
+        config = from_dict(recipe.settings(images, choice.rung, on_gpu, choice.steps), str(target))
         for line in notes.before_training(config, source, split):
             LOGGER.info(line)
         if len(split.unlabeled) == len(split.labeled):
             LOGGER.info(f"{folder}: has no unlabeled images, which FixMatch learns most from; put some in unlabeled/")
         if choice.steps < recipe.FEWEST[10]:
             LOGGER.info(f"warning: {choice.steps:,} steps are few to learn from; give it more --minutes")
-    write_atomic(target, text)
+    train = f"{command('train')} -c {shlex.quote(str(target))}"
+    write_atomic(target, recipe.write(images, choice, minutes, on_gpu, train))
     return choice

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fixmatch.cli import Parser
+from fixmatch.cli import Parser, output_file
 from fixmatch.data.dataset import DataError, shown
-from fixmatch.data.sources.folder.scan import find_images
+from fixmatch.data.sources.folder.scan import describe_passed_over, find_images
 from fixmatch.files import write_atomic
 from fixmatch.predict import Classifier, load
 from fixmatch.runtime import select_device
@@ -36,17 +36,19 @@ class Found:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    paths = find_images(args.images)
+    paths, passed_over = find_images(args.images)
     select_device("auto")
     classifier = load(args.model, args.which, args.weights)
     found = classify(classifier, paths, args.max_broken)
+    if passed_over:
+        print(describe_passed_over(passed_over), file=sys.stderr)
     if args.sort == "confidence":
         found = found.least_sure_first()
     try:
         if args.csv:
             write_atomic(args.csv, to_csv(found, classifier.classes))
         if args.json:
-            write_atomic(args.json, to_json(found, classifier))
+            write_atomic(args.json, to_json(found, classifier, passed_over))
     finally:  # what took long is shown even if it cannot be written
         print(f"{classifier.source}: {classifier.facts}")
         print("\n".join(table(found, classifier.classes, args.top)))
@@ -59,10 +61,10 @@ def _parser() -> Parser:
                         help="a run folder, a checkpoint folder, or an export: a folder, or an .onnx file")
     parser.add_argument("images", nargs="+", help="image files, folders (with all folders in them), or quoted patterns "
                         "such as 'photos/**/*.jpg'")
-    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="also write FILE with the columns image, "
+    parser.add_argument("--csv", type=output_file, metavar="FILE", help="also write FILE with the columns image, "
                         "predicted, confidence, and p_CLASS for each class, its probability")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the same as JSON, with the "
-                        "images that cannot be read")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the same as JSON, with the "
+                        "images that cannot be read and the number of files passed over")
     parser.add_argument("--top", type=_at_least(1), default=3, metavar="N", help="likeliest classes of an image in the "
                         "table (default 3); the files have all")
     parser.add_argument("--sort", choices=("given", "confidence"), default="given", help="confidence: the least sure "
@@ -130,9 +132,10 @@ def to_csv(found: Found, classes: tuple[str, ...]) -> str:
     return text.getvalue()
 
 
-def to_json(found: Found, classifier: Classifier) -> str:
+def to_json(found: Found, classifier: Classifier, passed_over: dict[str, int]) -> str:
     """{"model", "step", "weights", "classes": [K names], "images": [{"image", "predicted", "confidence",
-    "probabilities": [K]}, ...], "broken": [{"image", "reason"}, ...]}, with one image a line.
+    "probabilities": [K]}, ...], "broken": [{"image", "reason"}, ...], "passed_over": {extension: number of files}},
+    with one image a line.
     """
     facts = classifier.facts
     head = {"model": classifier.source, "step": facts.step, "weights": facts.weights, "classes": facts.classes}
@@ -141,4 +144,5 @@ def to_json(found: Found, classifier: Classifier) -> str:
                           "probabilities": [round(float(share), 6) for share in row]})
               for path, row in zip(found.paths, found.probabilities, strict=True))
     broken = json.dumps([{"image": shown(path), "reason": reason} for path, reason in found.broken])
-    return f'{json.dumps(head)[:-1]},\n"images": [\n' + ",\n".join(images) + f'\n],\n"broken": {broken}}}\n'
+    return (f'{json.dumps(head)[:-1]},\n"images": [\n' + ",\n".join(images)
+            + f'\n],\n"broken": {broken},\n"passed_over": {json.dumps(passed_over)}}}\n')

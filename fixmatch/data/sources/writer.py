@@ -1,8 +1,13 @@
 """A .npy file of images that is written piece by piece, with the mean and the standard deviation of its pixels."""
 
+import contextlib
 import errno
+import math
 import os
+import pathlib
 import shutil
+import tempfile
+import typing
 
 import numpy as np
 
@@ -32,6 +37,17 @@ class Writer:
         if counted:
             for channel, levels in enumerate(self._levels):
                 levels += np.bincount(images[..., channel].ravel(), minlength=256)
+
+    def room_beside(self) -> contextlib.AbstractContextManager[typing.BinaryIO]:
+        """A file on the same disk for images that wait; it is gone once it is closed, or this process is killed."""
+        return tempfile.TemporaryFile(dir=pathlib.Path(self._file.name).parent)
+
+    def append_from(self, waiting: typing.BinaryIO, rows: np.ndarray, counted: bool) -> None:
+        """Adds of the images that lie in a file, one after the other, those with the numbers `rows`, int64 [n]."""
+        image = self.shape[1:]
+        for row in rows.tolist():
+            waiting.seek(row * math.prod(image))
+            self.append(np.frombuffer(waiting.read(math.prod(image)), np.uint8).reshape(1, *image), counted)
 
     def statistics(self) -> dict[str, list[float]]:
         """"mean" and "std" of each channel of the counted pixels, in [0, 1], exact but for their last rounding.

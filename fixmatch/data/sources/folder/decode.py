@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from fixmatch.data.dataset import DataError, one_line, shown
-from fixmatch.data.sources.folder.image import decode_image, read_size
+from fixmatch.data.sources.folder.image import CONVERT_HEIC, decode_image, read_size
 from fixmatch.runtime import physical_cores
 
 _LEAST_SIDE, _MOST_SIDE = 8, 224  # pixels, of a size that is taken from images of different sizes
@@ -110,13 +110,26 @@ def decode_some(paths: Sequence[str], height: int, width: int, part: range) -> t
         except Exception as error:  # a damaged image raises almost anything, by its kind of damage
             if getattr(error, "errno", None) in _MACHINE_ERRORS:
                 raise DataError(f"{shown(paths[index])}: cannot be read: {error.strerror}") from None
-            broken.append([index, reason_of(error)])
+            broken.append([index, reason_of(error, paths[index])])
     return images[:len(part) - len(broken)], broken
 
 
-def reason_of(error: Exception) -> str:
-    """Why an image is broken, in at most 100 characters that can be printed."""
+def reason_of(error: Exception, path: str = "") -> str:
+    """Why an image is broken, in about 100 characters that can be printed; `path` is its file's, if it has one."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a format that is not known here"
+        return "not an image, or of a format that is not known here" + (f"; {CONVERT_HEIC}" if _is_heic(path) else "")
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, which would take too much memory; scale it down"
     text = getattr(error, "strerror", None) or one_line(error)
     return shown(text if len(text) <= 100 else text[:97] + "...")
+
+
+def _is_heic(path: str) -> bool:
+    """By its name, or by what is in it: some telephones call such photos .jpg."""
+    if path.lower().endswith((".heic", ".heif")):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
+    except OSError:
+        return False

@@ -42,9 +42,11 @@ def findings(listing: Listing, groups: Sequence[Sequence[int]]) -> Iterator[str]
         labeled = [index for index in group if index < cut and labels[index] >= 0]
         unlabeled = [index for index in group if index < cut and labels[index] < 0]
         test = [index for index in group if index >= cut]
-        other = [index for index in labeled if labels[index] != labels[labeled[0]]]
+        known = labeled + test
+        other = [index for index in known if labels[index] != labels[known[0]]]
+        learned = [index for index in test if (labels[labeled] == labels[index]).any()]
         again = [index for index in labeled[1:] if labels[index] == labels[labeled[0]]]
-        for kind, images, others in (("two classes", other, labeled), ("learned", test, labeled),
+        for kind, images, others in (("two classes", other, known), ("learned", learned, labeled),
                                      ("seen", test, unlabeled), ("repeated", again, labeled),
                                      ("unlabeled", labeled, unlabeled)):
             if images and others:

@@ -16,6 +16,7 @@ _FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "GIF":
             "WEBP": (".webp",), "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
             "JPEG2000": (".jp2",), "AVIF": (".avif",)}
 EXTENSIONS = tuple(extension for group in _FORMATS.values() for extension in group)
+CONVERT_HEIC = "convert HEIC photos to JPEG or PNG"
 _ORIENTATION = 0x0112  # the EXIF tag that says how an image is to be turned
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,

@@ -86,30 +86,59 @@ class Listing:
         return labels if self.order is None else labels[self.order]
 
     def fingerprint(self, *settings) -> str:
-        """The hex digest of all files, their order, and the `settings` that their images depend on, too."""
-        order = None if self.order is None else hashlib.sha256(self.order.tobytes()).hexdigest()
-        return self.files.fingerprint(self.num_train, order, *settings)
+        """The hex digest of all files, and of the `settings` that their images depend on, too."""
+        return self.files.fingerprint(self.num_train, *settings)
 
-    def hold_out(self, fraction: float, seed: int) -> "Listing":
-        """The listing with `fraction` of each class's labeled images as test images, at least one of each class.
+    def choose_test(self, fraction: float, seed: int, equal: Sequence[Sequence[int]] = (),
+                    broken: Sequence[int] = ()) -> list[int]:
+        """Which labeled images to hold out as test images: about `fraction` of each class, and at least one.
 
-        Which ones depends on `seed` and on their paths below the root alone, so nearly all of them stay test images
-        when others are added. A path that was listed twice stays in one piece.
+        They depend on `seed` and on the paths below the root, so nearly all of them stay test images when others are
+        added. Copies of one picture stay together, on one side; a picture that is in two classes is not held out.
+
+        Args:
+            fraction: 0..1, of the images of a class.
+            seed: of the choice.
+            equal: indices of each two or more images with the same pixels, as far as that is known.
+            broken: indices of images that are left out.
+
+        Returns:
+            Indices, sorted.
 
         Raises:
-            DataError: a class has no two labeled images.
+            DataError: a class has no two pictures, of which one could be held out.
         """
         labels, test = self.files.labels(), []
-        for label, name in enumerate(self.classes):
-            members = np.flatnonzero(labels == label)
-            paths = [self.files[index] for index in members]
-            ranked = sorted(set(paths), key=lambda path: hashlib.sha256(b"%d/" % seed + os.fsencode(path)).digest())
-            if len(ranked) < 2:
-                raise DataError(f"{self.where[0]}: class {shown(name)} has {len(ranked)} labeled image, so none can be "
-                                "held out as a test image; add one, or train without a test: data.test_fraction=0")
-            chosen = set(ranked[:min(max(1, round(fraction * len(ranked))), len(ranked) - 1)])
-            test += [index for index, path in zip(members, paths, strict=True) if path in chosen]
-        order = np.concatenate([np.delete(np.arange(len(labels)), test), np.sort(test)]).astype(np.int64)
+        first = {index: group[0] for group in equal for index in group}  # which one stands for all copies
+        pictures: dict[str | int, list[int]] = {}
+        for index in np.setdiff1d(np.flatnonzero(labels >= 0), np.array(broken, np.int64)).tolist():
+            pictures.setdefault(first.get(index, self.files[index]), []).append(index)
+        classes: list[list[list[int]]] = [[] for _ in self.classes]  # of each class its own pictures, with all copies
+        for copies in pictures.values():
+            if (labels[copies] == labels[copies[0]]).all():
+                classes[labels[copies[0]]].append(copies)
+        for name, own in zip(self.classes, classes, strict=True):
+            if len(own) < 2:
+                counted = " without copies and those that are in another class, too" if equal else ""
+                raise DataError(f"{self.where[0]}: class {shown(name)} has {len(own)} labeled image"
+                                f"{'s' * (len(own) != 1)}{counted}, so none can be held out as a test image; add one, "
+                                "or train without a test: data.test_fraction=0")
+            own.sort(key=lambda copies: min(self._rank(index, seed) for index in copies))
+            count, chosen = sum(map(len, own)), []
+            wanted = min(max(1, round(fraction * count)), count - 1)
+            for copies in own:
+                if len(chosen) + len(copies) <= wanted:
+                    chosen += copies
+            test += chosen or min(own, key=len)  # where every picture has more copies than were wanted
+        return sorted(test)
+
+    def _rank(self, index: int, seed: int) -> bytes:
+        """By which a class's images are drawn: the lowest first."""
+        return hashlib.sha256(b"%d/" % seed + os.fsencode(self.files[index])).digest()
+
+    def with_test(self, test: Sequence[int]) -> "Listing":
+        """The listing with these images, which `choose_test` gives, at its end as test images."""
+        order = np.concatenate([np.delete(np.arange(len(self)), test), test]).astype(np.int64)
         return dataclasses.replace(self, num_train=len(self) - len(test), tested=True, order=order, held_out=True)
 
     def kept(self, broken: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +150,12 @@ class Listing:
         """The labels of training images and of test images without the `broken` ones, each int64.
 
         Raises:
-            DataError: a class has no labeled image, or there is no test image where there are to be some.
+            DataError: there is one class only, a class has no labeled image, or there is no test image where there are
+                to be some.
         """
+        if len(self.classes) < 2:
+            raise DataError(f"{self.where[0]}: has one class only, {shown(self.classes[0])}, so there is nothing to "
+                            "tell apart; add labeled images of another class")
         train, test = (self.all_labels()[indices] for indices in self.kept(broken))
         counts = np.bincount(train[train >= 0], minlength=len(self.classes))
         if not counts.all():

@@ -75,11 +75,17 @@ def _load(name: str, listing: Listing, image_size: int | None, max_broken: int, 
           seed: int) -> Source:
     """The source with the images of `listing`, where `name` is that of the cache, without the size."""
     listing.labels()  # raises at once what would otherwise be raised after hours of decoding
-    if test_fraction and not listing.tested:
-        listing = _held_out(listing, test_fraction, seed)
+    holding = (test_fraction, seed) if test_fraction and not listing.tested else None
+    if holding:
+        listing.choose_test(*holding)  # likewise
     images, facts = cached_images(
-        listing.root, f"{name}-{image_size or 'auto'}", listing.fingerprint(DECODER_VERSION, image_size),
-        functools.partial(_decode_all, listing, image_size, max_broken))
+        listing.root, f"{name}-{image_size or 'auto'}", listing.fingerprint(DECODER_VERSION, image_size, holding),
+        functools.partial(_decode_all, listing, image_size, max_broken, holding))
+    if holding:
+        listing = _held_out(listing, facts["held_out"], test_fraction)
+    elif listing.tested:
+        _log.info("%s: the test images are those of %s; data.test_fraction is for data without any", listing.root,
+                  listing.where[1])
     broken = facts["broken"]
     _refuse(listing, broken, max_broken)
     for index, reason in broken[:_SHOWN]:
@@ -96,14 +102,12 @@ def _load(name: str, listing: Listing, image_size: int | None, max_broken: int, 
                   test_paths=paths, held_out=listing.held_out)
 
 
-def _held_out(listing: Listing, fraction: float, seed: int) -> Listing:
-    """`listing` with test images taken from the labeled ones, which is said."""
-    labeled = int((listing.files.labels() >= 0).sum())
-    listing = listing.hold_out(fraction, seed)
+def _held_out(listing: Listing, test: list[int], fraction: float) -> Listing:
+    """`listing` with these test images taken from the labeled ones, which is said."""
     _log.info("%s: not there, so %s of the %s labeled images are held out as test images: %g of each class and at "
-              "least one (data.test_fraction)", listing.where[1], f"{len(listing) - listing.num_train:,}",
-              f"{labeled:,}", fraction)
-    return listing
+              "least one (data.test_fraction)", listing.where[1], f"{len(test):,}",
+              f"{(listing.files.labels() >= 0).sum():,}", fraction)
+    return listing.with_test(test)
 
 
 def _refuse(listing: Listing, broken: list[list], max_broken: int) -> None:
@@ -114,20 +118,44 @@ def _refuse(listing: Listing, broken: list[list], max_broken: int) -> None:
                         f"{shown(listing.name(index))} ({reason}); remove them, or raise data.max_broken")
 
 
-def _decode_all(listing: Listing, image_size: int | None, max_broken: int, writer: Writer) -> dict:
-    """Writes every image that can be read.
+def _decode_all(listing: Listing, image_size: int | None, max_broken: int, holding: tuple[float, int] | None,
+                writer: Writer) -> dict:
+    """Writes every image that can be read, the test images at the end.
+
+    Args:
+        listing: of all images.
+        image_size: see `load_folder`.
+        max_broken: likewise.
+        holding: the fraction and the seed of the labeled images that are held out as test images, which is decided when
+            their pixels are known, as copies are to stay together; None: none are held out.
+        writer: of the cache.
 
     Returns:
-        Mean, std, what is broken: [[index, reason], ...], and which images are equal: [[index, index, ...], ...].
+        Mean, std, the indices that are held out, what is broken: [[index, reason], ...], and which images are equal:
+        [[index, index, ...], ...]. The latter two are of the listing that has the held-out images at its end.
     """
-    started, cut, broken, digests = time.monotonic(), listing.num_train, [], duplicates.Digests()
+    started, broken, digests, test = time.monotonic(), [], duplicates.Digests(), []
+    cut = int((listing.all_labels() >= 0).sum()) if holding else listing.num_train
     height, width = (image_size, image_size) if image_size else common_size(listing, listing.root)
-    writer.begin(height, width, len(listing))
-    with decoding(listing, cut, height, width, listing.root) as results:
+    writer.begin(height, width, len(listing) + (cut if holding else 0))
+    with decoding(listing, cut, height, width, listing.root) as results, writer.room_beside() as waiting:
         for part, (images, bad) in results:
-            writer.append(images, counted=part.stop <= cut)
             broken += bad
             digests.add(images, np.delete(part, [index - part.start for index, _ in bad]))
             _refuse(listing, broken, max_broken)
+            if not holding or part.start >= cut:
+                writer.append(images, counted=bool(holding) or part.stop <= cut)
+                continue
+            waiting.write(images)
+            if part.stop == cut:
+                left_out = [index for index, _ in broken]
+                test = listing.choose_test(*holding, digests.groups(), left_out)
+                is_test = np.isin(np.delete(np.arange(cut), left_out), test)
+                writer.append_from(waiting, np.flatnonzero(~is_test), counted=True)
+        if holding:
+            writer.append_from(waiting, np.flatnonzero(is_test), counted=False)
     _log.info("%s: %s images decoded in %.0f s", listing.root, f"{writer.shape[0]:,}", time.monotonic() - started)
-    return {**writer.statistics(), "broken": broken, "duplicates": digests.groups()}
+    place = np.argsort(listing.with_test(test).order)  # of each image, with the held-out ones at the end
+    return {**writer.statistics(), "held_out": test,
+            "broken": sorted([int(place[index]), reason] for index, reason in broken),
+            "duplicates": sorted(sorted(place[group].tolist()) for group in digests.groups())}

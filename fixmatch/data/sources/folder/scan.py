@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 
 from fixmatch.data.dataset import DataError, shown
-from fixmatch.data.sources.folder.image import EXTENSIONS
+from fixmatch.data.sources.folder.image import CONVERT_HEIC, EXTENSIONS
 from fixmatch.data.sources.folder.listing import Files, Listing
 
 _LABELED, _TEST = ("labeled", "train"), ("test", "val", "valid", "validation")  # what these folders may be called
@@ -42,7 +42,8 @@ def scan_folder(root: pathlib.Path) -> Listing:
             raise DataError(f"{shown(str(root / test / name))}: {labeled}/ has no class of this name; add labeled "
                             f"images of it, or remove it from {test}/")
         _add_below(files, passed_over, root, f"{test}/{name}", label_of[name])
-    _say_passed_over(root, passed_over)
+    if passed_over:
+        _log.info("%s: %s", root, describe_passed_over(passed_over))
     classes = tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in label_of)  # can be printed
     return Listing(root, files, num_train, classes, (str(root / labeled), str(root / (test or "test"))), bool(test))
 
@@ -75,35 +76,40 @@ def _folders(root: pathlib.Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if (root / name).is_dir()]
 
 
-def _say_passed_over(root: pathlib.Path, passed_over: collections.Counter) -> None:
-    """Says what is not read, by its extension."""
-    if not passed_over:
-        return
+def describe_passed_over(passed_over: collections.Counter) -> str:
+    """How many files are not read, by their extensions."""
     kinds = [f"{count:,} {shown(kind)}" for kind, count in passed_over.most_common(_KINDS_SHOWN)]
-    hint = "; convert HEIC photos to JPEG or PNG" if {".heic", ".heif"} & passed_over.keys() else ""
-    _log.info("%s: passed over %s files that are no images of a kind read here: %s%s%s", root,
-              f"{passed_over.total():,}", ", ".join(kinds), ", ..." * (len(passed_over) > len(kinds)), hint)
+    hint = f"; {CONVERT_HEIC}" if {".heic", ".heif"} & passed_over.keys() else ""
+    what = "file that is no image" if passed_over.total() == 1 else "files that are no images"
+    return (f"passed over {passed_over.total():,} {what} of a kind read here: {', '.join(kinds)}"
+            f"{', ...' * (len(passed_over) > len(kinds))}{hint}")
 
 
-def find_images(given: Iterable[str]) -> list[str]:
-    """The paths of all images that `given` means, each once, in this order.
+def find_images(given: Iterable[str]) -> tuple[list[str], collections.Counter]:
+    """The paths of all images that `given` means, each once, in this order; and what was passed over in folders.
 
     Args:
         given: files, whatever their extension; folders, of which every image at any depth is taken, sorted, as in
             `scan_folder`; and patterns of the glob module, such as "photos/**/*.jpg", of files and folders.
 
+    Returns:
+        The paths; and the number of files of each extension that no image read here has.
+
     Raises:
         DataError: one of them is not there, or holds no image.
     """
-    found: dict[str, None] = {}
+    found, passed_over = {}, collections.Counter()
     for text in given:
-        matches = [text] if os.path.lexists(text) else _matches(text)
-        paths = [path for match in matches for path in (_images_in(match) if os.path.isdir(match) else [match])]
+        matches, others = [text] if os.path.lexists(text) else _matches(text), collections.Counter()
+        paths = [path for match in matches
+                 for path in (_images_in(match, others) if os.path.isdir(match) else [match])]
         if not paths:
-            raise DataError(f"{shown(text)}: " + (f"no image in it ({' '.join(EXTENSIONS)})" if matches
+            why = f"; {describe_passed_over(others)}" if others else ""
+            raise DataError(f"{shown(text)}: " + (f"no image in it ({' '.join(EXTENSIONS)}){why}" if matches
                                                   else "no such file or folder"))
         found |= dict.fromkeys(paths)
-    return list(found)
+        passed_over += others
+    return list(found), passed_over
 
 
 def _matches(pattern: str) -> list[str]:
@@ -114,10 +120,9 @@ def _matches(pattern: str) -> list[str]:
     return sorted(found.values())
 
 
-def _images_in(folder: str) -> list[str]:
-    files, passed_over = Files(), collections.Counter()
+def _images_in(folder: str, passed_over: collections.Counter) -> list[str]:
+    files = Files()
     _add_below(files, passed_over, pathlib.Path(folder), ".", -1)
-    _say_passed_over(pathlib.Path(folder), passed_over)
     return [os.path.normpath(os.path.join(folder, files[index])) for index in range(len(files))]
 
 

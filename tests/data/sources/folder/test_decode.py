@@ -37,7 +37,7 @@ def test_a_size_that_is_left_open(tmp_path, sizes, expected):
 def test_sizes_count_as_seen_and_come_from_headers(tmp_path, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
-    for name in ("labeled/a/1", "unlabeled/1", "test/a/1"):
+    for name in ("labeled/a/1", "labeled/b/1", "unlabeled/1", "test/a/1"):
         save(tmp_path / f"{name}.png", solid(1, 9, 12))
         save(tmp_path / f"{name}.jpg", solid(1, 12, 9), exif=exif)
         save(tmp_path / f"{name}.tiff", solid(1, 12, 9), exif=exif)
@@ -46,7 +46,7 @@ def test_sizes_count_as_seen_and_come_from_headers(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     assert decode.common_size(listing, tmp_path) == (9, 12)
     monkeypatch.undo()
-    assert read(tmp_path, None, 1).train.images.shape == (6, 9, 12, 3)
+    assert read(tmp_path, None, 1).train.images.shape == (9, 9, 12, 3)
 
 # --- broken images
 

@@ -10,6 +10,8 @@ from data_errors import error_of
 from image_folders import RAMP, bytes_of, cache_files, read, save, solid
 from PIL import Image
 
+from fixmatch.data.sources.folder.decode import decode_some
+
 Image.init()
 GREY = RAMP[..., 0]
 
@@ -178,7 +180,17 @@ def test_an_odd_file(root, logged, name):
 @pytest.mark.parametrize("side", [10_000, 20_000])  # of one, Pillow only warns
 def test_a_decompression_bomb_is_not_decoded(root, side):
     (root / "unlabeled/x.png").write_bytes(_png_of_size(side, side))
-    assert f"({side * side} pixels) exceeds limit" in error_of(read, root)
+    said = error_of(read, root)
+    assert "x.png (more than 89,478,485 pixels, which would take too much memory; scale it down)" in said
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("IMG_1.HEIC", b""), ("IMG_2.heif", b"?" * 20), ("IMG_3.jpg", b"\0\0\0\x24ftypheic\0\0\0\0"),
+    ("IMG_4.jpeg", b"\0\0\0\x18ftypmif1\0\0\0\0")])
+def test_a_heic_photo_is_known_by_its_name_or_content(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert decode_some([str(tmp_path / name)], 8, 8, range(1))[1] == [
+        [0, "not an image, or of a format that is not known here; convert HEIC photos to JPEG or PNG"]]
 
 
 def test_no_format_is_tried_that_runs_a_program(root):

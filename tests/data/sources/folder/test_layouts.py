@@ -104,6 +104,69 @@ def test_a_path_that_a_csv_file_names_twice_is_held_out_whole_or_not_at_all(tmp_
     assert (len(source.train), len(source.test)) == (3, 3)
 
 
+def classes_of(source, split) -> dict[int, set[int]]:
+    """The classes of each grey level, of the labeled images of a split."""
+    found = {}
+    for level, label in zip(levels(split), split.labels.tolist(), strict=True):
+        if label >= 0:
+            found.setdefault(level, set()).add(label)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("read", ["folder", "csv"])
+def test_copies_of_a_picture_are_on_one_side(tmp_path, logged, read, seed):
+    """Half of the cats twice, as other kinds of files and in other folders; two pictures of a cat are dogs, too."""
+    tens(tmp_path, cats=20, dogs=10)
+    for i in range(10):
+        save(tmp_path / f"labeled/cat/more/copy of {i}.bmp", solid(10 + i))
+    for i in (0, 15):
+        save(tmp_path / f"labeled/dog/no cat {i}.png", solid(10 + i))
+    (tmp_path / "labeled/cat/broken.png").write_bytes(b"")
+    if read == "csv":
+        lines = [f"{path.relative_to(tmp_path)},{path.relative_to(tmp_path).parts[1]}" for path in
+                 sorted(tmp_path.glob("labeled/**/*.*"))]
+        lines += [f"{path.relative_to(tmp_path)}," for path in sorted(tmp_path.glob("unlabeled/*"))]
+        (tmp_path / "train.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    load = {"folder": load_folder, "csv": load_csv}[read]
+    source = load(str(tmp_path), 8, 1, seed=seed)
+    train, test = classes_of(source, source.train), classes_of(source, source.test)
+    assert not train.keys() & test.keys()
+    assert train[10] == train[25] == {0, 1}  # what is in two classes is not held out
+    # Of the cats, 3 of the 30 pictures are such; 5 of the 27 others are a fifth, as far as pairs allow. Of the dogs, 2
+    # of 10.
+    assert np.bincount(source.test.labels).tolist() == [5, 2]
+    assert np.bincount(source.train.labels + 1).tolist() == [2, 25, 10]
+    assert [levels(source.test)[i] < 60 for i in range(7)] == [True] * 5 + [False] * 2
+    assert source.mean == pytest.approx([np.mean(levels(source.train)) / 255] * 3)
+    said = logged()
+    assert "accuracy is too high" not in said
+    assert "warning: labeled images that are in another class, too: 2, such as labeled/dog/no cat 0.png and " in said
+    again = load(str(tmp_path), 8, 1, seed=seed)  # from the cache
+    assert (again.test_paths, levels(again.train)) == (source.test_paths, levels(source.train))
+    assert [path for path in logged().splitlines() if "broken.png" in path]
+    anew = load(str(tmp_path), 16, 1, seed=seed)
+    assert anew.test_paths == source.test_paths  # whatever the size that the images are made into
+
+
+def test_a_class_of_nothing_but_copies(tmp_path):
+    tens(tmp_path, dogs=1)
+    for i in range(3):
+        save(tmp_path / f"labeled/dog/again {i}.png", solid(60))
+    assert "class dog has 1 labeled image without copies and those that are in another class, too, so none" in error_of(
+        load_folder, str(tmp_path), 8, 0)
+    for i in range(5):
+        save(tmp_path / f"labeled/dog/other {i}.png", solid(61))
+    source = load_folder(str(tmp_path), 8, 0)  # of 4 and 5 copies, where a fifth would be 2
+    assert levels(source.test)[2:] == [60] * 4
+    assert levels(source.train)[8:13] == [61] * 5
+
+
+def test_where_the_test_images_come_from(root, logged):
+    load_folder(str(root), 8, 0, test_fraction=0.5)
+    assert f"{root}: the test images are those of {root}/test; data.test_fraction is for data without any\n" in logged()
+
+
 # --- equal images
 
 
@@ -113,14 +176,15 @@ def test_equal_images_are_named_by_what_they_mean(root, logged):
     save(root / "labeled/dog/again.bmp", solid(11))
     save(root / "test/cat/b.png", solid(20))
     save(root / "test/cat/c.png", solid(30))
+    save(root / "test/cat/d.png", solid(10))
     load_folder(str(root), 8, 0)
     expected = [
-        "warning: labeled images that are in another class, too: 1, such as labeled/dog/again.bmp and "
+        "warning: labeled images that are in another class, too: 2, such as labeled/dog/again.bmp and "
         "labeled/cat/b.png",
         "warning: the accuracy is too high, as test images are labeled training images, too: 1, such as "
-        "test/cat/b.png and labeled/dog/a.png",
-        "warning: the accuracy may be too high, as test images are unlabeled training images, too: 1, such as "
-        "test/cat/c.png and unlabeled/u.png",
+        "test/cat/d.png and labeled/cat/a.png",
+        "warning: the accuracy may be too high, as test images are unlabeled training images, too: 2, such as "
+        "test/cat/d.png and unlabeled/more/10.png",
         "labeled images that are there more than once: 1, such as labeled/cat/z.png and labeled/cat/a.png",
         "labeled images that are among the unlabeled ones, too, which does no harm: 2, such as labeled/cat/a.png and "
         "unlabeled/more/10.png"]

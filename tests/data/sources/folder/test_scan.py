@@ -1,6 +1,7 @@
 """Folders named after classes: what is found in them, in which order, and what is refused."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_the_unlabeled_folder_may_be_missing(root):
 
 
 def test_a_channel_without_variation_has_the_std_of_one_grey_level(tmp_path):
-    for name in ("labeled/a/1", "labeled/a/2", "test/a/1"):
+    for name in ("labeled/a/1", "labeled/b/2", "test/a/1"):
         save(tmp_path / f"{name}.png", solid(7))
     assert read(tmp_path).std == pytest.approx([1 / 255] * 3)
 
@@ -115,6 +116,13 @@ def test_a_folder_that_cannot_be_used(root, change, said):
     assert said in error_of(read, root)
 
 
+def test_one_class_only(root):
+    shutil.rmtree(root / "labeled/dog")
+    shutil.rmtree(root / "test")
+    assert error_of(read, root) == (f"{root}/labeled: has one class only, cat, so there is nothing to tell apart; add "
+                                    "labeled images of another class")
+
+
 def test_no_class_at_all(tmp_path):
     (tmp_path / "labeled").mkdir()
     assert "has no folders" in error_of(read, tmp_path)
@@ -154,7 +162,13 @@ def test_images_by_files_folders_and_patterns(tmp_path, monkeypatch, given, expe
     (tmp_path / "b/again").symlink_to(tmp_path / "b")
     (tmp_path / "b/lost.png").symlink_to("nowhere")
     (tmp_path / "empty").mkdir()
-    assert find_images(given) == expected
+    (tmp_path / "heic").mkdir()
+    for name in ("a.heic", "b.HEIC"):
+        (tmp_path / "heic" / name).touch()
+    found, passed_over = find_images(given)
+    assert found == expected
+    assert passed_over == {".": {".txt": 1, ".heic": 2}, "*": {".heic": 2}}.get(given[0], {})
     for none, said in (("*.bmp", "*.bmp: no such file or folder"), ("b/x\n", r"'b/x\n': no such file or folder"),
-                       ("empty", "empty: no image in it (.png"), ("e*", "e*: no image in it")):
+                       ("empty", "empty: no image in it (.png"), ("e*", "e*: no image in it"),
+                       ("heic", "passed over 2 files that are no images of a kind read here: 2 .heic; convert HEIC")):
         assert said in error_of(find_images, [*given, none])

@@ -60,6 +60,7 @@ def test_a_csv_file_given_by_name_and_paths_that_lead_out_of_its_folder(tmp_path
     ("path,label\na\0.png,cat\n", TEST, "train.csv: line 2: "),
     ("path,label\na.png,\nb.png,\n", TEST, "train.csv: no line has a label"),
     ("path,label\n", TEST, "train.csv: no line has a label"),
+    ("path,label\na.png,cat\nb.png,cat\nu.png,\n", None, "train.csv: has one class only, cat, so there is nothing"),
     ("path,label\na.png,cat\nb.png,dog\na.png,dog\n", TEST, "train.csv: line 4: a.png has the label dog, but cat in "),
     ('path,label\na.png,"cat\nb.png,dog\n', TEST, "not CSV: unexpected end of data"),
     (f"path,label\na.png,{'x' * 200_000}\n", TEST, "not CSV: field larger"),
