@@ -42,12 +42,12 @@ def load_folder(root: str, image_size: int | None, max_broken: int, test_fractio
             sides, from 8 to 224.
         max_broken: how many image files may be unreadable; they are named and left out.
         test_fraction: where there is no test folder, so much of each class's labeled images are test images, and at
-            least one; 0: there are no test images then.
+            least one, with all copies of it; 0: there are no test images then.
         seed: of the choice of these.
 
     Raises:
-        DataError: folders are missing, a class has no readable image, labeled/ and test/ do not fit each other, there
-            are too many broken images, or there is no room for the decoded ones.
+        DataError: folders are missing, there is one class only, a class has no readable image, labeled/ and test/ do
+            not fit each other, there are too many broken images, or there is no room for the decoded ones.
     """
     return _load("folder", scan_folder(pathlib.Path(root)), image_size, max_broken, test_fraction, seed)
 
@@ -82,10 +82,7 @@ def _load(name: str, listing: Listing, image_size: int | None, max_broken: int, 
         listing.root, f"{name}-{image_size or 'auto'}", listing.fingerprint(DECODER_VERSION, image_size, holding),
         functools.partial(_decode_all, listing, image_size, max_broken, holding))
     if holding:
-        listing = _held_out(listing, facts["held_out"], test_fraction)
-    elif listing.tested:
-        _log.info("%s: the test images are those of %s; data.test_fraction is for data without any", listing.root,
-                  listing.where[1])
+        listing = listing.with_test(facts["held_out"])
     broken = facts["broken"]
     _refuse(listing, broken, max_broken)
     for index, reason in broken[:_SHOWN]:
@@ -94,20 +91,19 @@ def _load(name: str, listing: Listing, image_size: int | None, max_broken: int, 
         _log.info("%s: %d more broken images left out", listing.root, len(broken) - _SHOWN)
     left_out = [index for index, _ in broken]
     train, test = listing.labels(left_out)
+    if holding:
+        _log.info("%s: not there, so %s of the %s labeled images are held out as test images: %g of each class and at "
+                  "least one (data.test_fraction)", listing.where[1], f"{len(test):,}",
+                  f"{(train >= 0).sum() + len(test):,}", test_fraction)
+    elif listing.tested:
+        _log.info("%s: the test images are those of %s; data.test_fraction is for data without any", listing.root,
+                  listing.where[1])
     for line in duplicates.findings(listing, facts["duplicates"]):
         _log.info("%s: %s", listing.root, line)
     paths = tuple(shown(listing.name(index)) for index in listing.kept(left_out)[1])
     return Source(name.split("-")[0], listing.classes, Dataset(images[:len(train)], train),
                   Dataset(images[len(train):], test), tuple(facts["mean"]), tuple(facts["std"]), flip=True,
                   test_paths=paths, held_out=listing.held_out)
-
-
-def _held_out(listing: Listing, test: list[int], fraction: float) -> Listing:
-    """`listing` with these test images taken from the labeled ones, which is said."""
-    _log.info("%s: not there, so %s of the %s labeled images are held out as test images: %g of each class and at "
-              "least one (data.test_fraction)", listing.where[1], f"{len(test):,}",
-              f"{(listing.files.labels() >= 0).sum():,}", fraction)
-    return listing.with_test(test)
 
 
 def _refuse(listing: Listing, broken: list[list], max_broken: int) -> None:
