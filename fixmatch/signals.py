@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 from fixmatch.log import LOGGER
 
+# That a signal has come before the training. Python loses an exception that is raised while C calls back into it, as
+# numba's compiler does.
+_ended = threading.Event()
 _SENT_BY_LAUNCHERS = ("SIGTERM", "SIGHUP")  # SIGHUP, which Windows lacks, also comes from a terminal that is closed
 
 
@@ -32,7 +35,12 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[StopSignal]:
-    """For the length of a with block, signals set the StopSignal that it gets."""
+    """For the length of a with block, signals set the StopSignal that it gets.
+
+    Raises KeyboardInterrupt at once where a signal has come since `ended_by_signals` and its exception was lost.
+    """
+    if _ended.is_set():
+        raise KeyboardInterrupt
     stop = StopSignal()
     with _handling(stop, "SIGINT", *_SENT_BY_LAUNCHERS):
         try:
@@ -46,15 +54,17 @@ def stop_signal() -> Iterator[StopSignal]:
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """For the length of a with block, SIGTERM and SIGHUP do what Ctrl-C does, so that what was begun is cleaned up."""
-    ended = threading.Event()
-
     def end(number, frame):
-        if not ended.is_set():  # launchers repeat their signal, which must not disturb the cleaning up
-            ended.set()
+        first = not _ended.is_set()
+        _ended.set()
+        if first or number == signal.SIGINT:  # launchers repeat theirs, which must not disturb the cleaning up
             raise KeyboardInterrupt
 
-    with _handling(end, *_SENT_BY_LAUNCHERS):
-        yield
+    with _handling(end, "SIGINT", *_SENT_BY_LAUNCHERS):
+        try:
+            yield
+        finally:
+            _ended.clear()
 
 
 @contextlib.contextmanager

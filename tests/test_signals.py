@@ -1,5 +1,6 @@
 """Signals, readers that leave and threads that fail: one line, the right code, and nothing left running."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -63,6 +64,28 @@ def test_a_second_ctrl_c_that_comes_back_from_paddle_as_another_error_is_an_inte
             fail(signals)
     with pytest.raises(KeyboardInterrupt):
         fail(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_lost_ends_the_run_before_its_first_step(number, tmp_path, monkeypatch, capsys):
+    """As in numba's compiler, out of whose callbacks no exception comes."""
+    lost, read = [], run.read_inputs
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(number))
+
+    def interrupted(*rest):
+        callback()
+        return read(*rest)
+
+    monkeypatch.setattr(run, "read_inputs", interrupted)
+    before = signal.getsignal(number)
+    assert cli.main(["train", *arguments(tmp_path)]) == 130
+    assert len(lost) == 1
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+    assert signal.getsignal(number) is before
+    with stop_signal() as stop:  # the next run begins afresh
+        assert not stop.requested
 
 
 # a file that the signal catches between its opening and its with block is closed by the garbage collector, which warns
