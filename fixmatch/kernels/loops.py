@@ -34,6 +34,17 @@ def _share(rows, thread, threads):
     return rows * thread // threads, rows * (thread + 1) // threads
 
 
+@numba.njit(inline="always", **_OPTIONS)
+def _scales(var_pointer, weight_pointer, channels, epsilon):
+    """1 / sqrt(var + epsilon) in float64, and that times the weight in float32."""
+    var, weight = carray(var_pointer, (channels,), np.float32), carray(weight_pointer, (channels,), np.float32)
+    inverse_std, scale = np.empty(channels, np.float64), np.empty(channels, np.float32)
+    for c in range(channels):
+        inverse_std[c] = 1 / np.sqrt(float(var[c]) + epsilon)
+        scale[c] = weight[c] * inverse_std[c]
+    return inverse_std, scale
+
+
 def statistics(pointers):
     """(sizes, x [rows, C], sums float64 [threads, 2, C]): adds up x, and x * x."""
     rows, channels = carray(pointers[0], (2,), np.int64)
@@ -64,11 +75,16 @@ def statistics(pointers):
 
 
 def normalize(pointers):
-    """(sizes, x, mean, scale, bias [C], slope [1], y): y = LeakyReLU((x - mean) * scale + bias)."""
+    """(sizes, x, mean, var, weight, bias [C], settings, y): y = LeakyReLU(z), z = (x - mean) * scale + bias.
+
+    scale: weight / sqrt(var + epsilon).
+    settings: float64 [3], the slope, epsilon, and how much of its sums each element's gradient has a share in.
+    """
     rows, channels = carray(pointers[0], (2,), np.int64)
-    x, y = carray(pointers[1], (rows, channels), np.float32), carray(pointers[6], (rows, channels), np.float32)
-    mean, scale = carray(pointers[2], (channels,), np.float32), carray(pointers[3], (channels,), np.float32)
-    bias, slope = carray(pointers[4], (channels,), np.float32), carray(pointers[5], (1,), np.float32)[0]
+    x, y = carray(pointers[1], (rows, channels), np.float32), carray(pointers[7], (rows, channels), np.float32)
+    mean, bias = carray(pointers[2], (channels,), np.float32), carray(pointers[5], (channels,), np.float32)
+    settings = carray(pointers[6], (3,), np.float64)
+    slope, (_, scale) = np.float32(settings[0]), _scales(pointers[3], pointers[4], channels, settings[1])
     first, last = _share(rows, _thread(), _threads())
     for row in range(first, last):
         for c in range(channels):
@@ -77,14 +93,15 @@ def normalize(pointers):
 
 
 def gradient_sums(pointers):
-    """(sizes, x, y_grad, mean, scale, bias, slope, sums [threads, 2, C]): adds up g, the gradient before LeakyReLU, and
-    g * (x - mean)."""
+    """(sizes, x, mean, var, weight, bias, settings, y_grad, sums [threads, 2, C]): adds up the gradients of bias and
+    weight: g, which is the gradient of z, and g * (x - mean) / sqrt(var + epsilon)."""
     rows, channels = carray(pointers[0], (2,), np.int64)
-    x, y_grad = carray(pointers[1], (rows, channels), np.float32), carray(pointers[2], (rows, channels), np.float32)
-    mean, scale = carray(pointers[3], (channels,), np.float32), carray(pointers[4], (channels,), np.float32)
-    bias, slope = carray(pointers[5], (channels,), np.float32), carray(pointers[6], (1,), np.float32)[0]
+    x, y_grad = carray(pointers[1], (rows, channels), np.float32), carray(pointers[7], (rows, channels), np.float32)
+    mean, bias = carray(pointers[2], (channels,), np.float32), carray(pointers[5], (channels,), np.float32)
+    settings = carray(pointers[6], (3,), np.float64)
+    slope, (inverse_std, scale) = np.float32(settings[0]), _scales(pointers[3], pointers[4], channels, settings[1])
     thread, threads = _thread(), _threads()
-    sums = carray(pointers[7], (threads, 2, channels), np.float64)[thread]
+    sums = carray(pointers[8], (threads, 2, channels), np.float64)[thread]
     first, last = _share(rows, thread, threads)
     total, product = np.empty_like(mean), np.empty_like(mean)
     for start in range(first, last, _BLOCK):
@@ -97,17 +114,21 @@ def gradient_sums(pointers):
                 product[c] += g * d
         for c in range(channels):
             sums[0, c] += total[c]
-            sums[1, c] += product[c]
+            sums[1, c] += product[c] * inverse_std[c]
 
 
 def input_gradient(pointers):
-    """(sizes, x, y_grad, mean, scale, bias, slope, by_x, constant [C], x_grad):
-    x_grad = scale * g - by_x * (x - mean) - constant."""
+    """(sizes, x, mean, var, weight, bias, settings, y_grad, sums [2, C], x_grad): x_grad = scale * g, less its share of
+    the sums, through which all elements come into the batch's mean and variance."""
     rows, channels = carray(pointers[0], (2,), np.int64)
-    x, y_grad = carray(pointers[1], (rows, channels), np.float32), carray(pointers[2], (rows, channels), np.float32)
-    mean, scale = carray(pointers[3], (channels,), np.float32), carray(pointers[4], (channels,), np.float32)
-    bias, slope = carray(pointers[5], (channels,), np.float32), carray(pointers[6], (1,), np.float32)[0]
-    by_x, constant = carray(pointers[7], (channels,), np.float32), carray(pointers[8], (channels,), np.float32)
+    x, y_grad = carray(pointers[1], (rows, channels), np.float32), carray(pointers[7], (rows, channels), np.float32)
+    mean, bias = carray(pointers[2], (channels,), np.float32), carray(pointers[5], (channels,), np.float32)
+    settings, sums = carray(pointers[6], (3,), np.float64), carray(pointers[8], (2, channels), np.float64)
+    slope, (inverse_std, scale) = np.float32(settings[0]), _scales(pointers[3], pointers[4], channels, settings[1])
+    constant, by_x = np.empty_like(mean), np.empty_like(mean)
+    for c in range(channels):
+        constant[c] = settings[2] * sums[0, c] * scale[c]
+        by_x[c] = settings[2] * sums[1, c] * scale[c] * inverse_std[c]
     x_grad = carray(pointers[9], (rows, channels), np.float32)
     first, last = _share(rows, _thread(), _threads())
     for row in range(first, last):

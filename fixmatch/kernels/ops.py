@@ -255,16 +255,10 @@ class _BatchNormShapes:
 
     def __init__(self, x_shape, epsilon, given, activation):
         algorithm, slope = activation
-        self.x_shape, self.epsilon, self.given = list(x_shape), epsilon, given
-        self.size = math.prod(x_shape[:3]), x_shape[3]
         in_loop = algorithm == dnn.RELU_FROM_OUTPUT
-        self.slope = np.array([slope if in_loop else 1], np.float32)
+        self.x_shape, self.size = list(x_shape), (math.prod(x_shape[:3]), x_shape[3])
+        self.settings = np.array([slope if in_loop else 1, epsilon, 0 if given else 1 / self.size[0]])
         self.activation = (0, 0.0) if in_loop else activation
-
-    def scales(self, weight, var):
-        """1 / the standard deviation, and that times the weight: float64 [C]."""
-        inverse_std = 1 / np.sqrt(var.numpy().astype(np.float64) + self.epsilon)
-        return inverse_std, weight.numpy() * inverse_std
 
 
 class _BatchNormForward(_BatchNormShapes):
@@ -274,9 +268,8 @@ class _BatchNormForward(_BatchNormShapes):
 
     def __call__(self, x, weight, bias, mean, var):
         """y, and what the gradient of oneDNN's activation will need."""
-        _, scale = self.scales(weight, var)
         y = empty(self.x_shape)
-        loops.run(loops.normalize, *self.size, x, mean, _float32(scale), bias, self.slope, y)
+        loops.run(loops.normalize, *self.size, x, mean, var, weight, bias, self.settings, y)
         return self._activate(y)
 
 
@@ -288,26 +281,17 @@ class _BatchNormBackward(_BatchNormShapes):
     def __call__(self, x, weight, bias, mean, var, for_activation, y_grad):
         if self.activation[0]:
             y_grad = self._activate(for_activation, y_grad, empty(self.x_shape))
-        inverse_std, scale = self.scales(weight, var)
-        shared = x, y_grad, mean, _float32(scale), bias, self.slope
-        bias_grad, product = loops.sums_of(loops.gradient_sums, *self.size, *shared)
-        weight_grad = product * inverse_std
-        # Through the batch's own mean and variance each element has a share in both sums.
-        share = 0 * scale if self.given else scale / self.size[0]
-        x_grad = empty(self.x_shape)
-        loops.run(loops.input_gradient, *self.size, *shared, _float32(share * weight_grad * inverse_std),
-                  _float32(share * bias_grad), x_grad)
+        shared, x_grad = (x, mean, var, weight, bias, self.settings, y_grad), empty(self.x_shape)
+        sums = loops.sums_of(loops.gradient_sums, *self.size, *shared)
+        loops.run(loops.input_gradient, *self.size, *shared, sums, x_grad)
+        bias_grad, weight_grad = sums
         return x_grad, _tensor(weight_grad), _tensor(bias_grad)
-
-
-def _float32(array):
-    return array.astype(np.float32)
 
 
 def _tensor(array):
     """A float32 tensor of this content. Not by paddle.to_tensor, which in Paddle 3.3 loses 112 bytes for good."""
     tensor = empty(array.shape)
-    tensor.set_value(_float32(array))
+    tensor.set_value(array.astype(np.float32))
     return tensor
 
 

@@ -252,7 +252,7 @@ def activation_slope_gradient(patch):
     class Faulty(ops._BatchNormBackward):
         def __init__(self, shape, epsilon, given, activation):
             super().__init__(shape, epsilon, given, activation)
-            self.slope = self.slope * (1 + (activation[0] == onednn.RELU_FROM_OUTPUT))
+            self.settings = self.settings * [1 + (activation[0] == onednn.RELU_FROM_OUTPUT), 1, 1]
 
     patch(ops, "_BatchNormBackward", Faulty)
 

@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 from fixmatch import kernels
-from fixmatch.config import Config, DataConfig, ModelConfig, RuntimeConfig, SSLConfig, TrainConfig
+from fixmatch.config import Config, DataConfig, ModelConfig, RuntimeConfig, SSLConfig, TrainConfig, from_dict
 from fixmatch.kernels import openmp
 from fixmatch.models import layers, wideresnet
 from parity import operators, plants
@@ -246,6 +246,9 @@ FIRST = {  # plant -> operator and tensor of the first row that fails
     "bn-input-gradient-without-variance": ("batch norm", "input gradient in train mode"),
     "bn-forward-unbiased": ("batch norm", "output in train mode"),
     "bn-statistics-of-half": ("batch norm", "output in train mode"),
+    "bn-statistics-in-one-chain": ("batch norm 16 leaky_relu, 960x32x32", "output in train mode"),
+    "bn-sums-of-first-thread": ("batch norm", "output in train mode"),
+    "bn-gradient-sums-of-whole-blocks": ("batch norm", "input gradient in train mode"),
     "bn-eval-batch-statistics": ("batch norm", "output in eval mode"),
     "bn-epsilon": ("batch norm", "output in train mode"),
     "bn-epsilon-gradient": ("batch norm", "input gradient in train mode"),
@@ -279,6 +282,9 @@ def test_every_plant_is_tried():
 def test_a_plant_is_found_where_it_is(name, monkeypatch):
     PLANTS[name].put_in(monkeypatch.setattr)
     tried = case(PLANTS[name].arch, PLANTS[name].cpu_kernels)
+    if PLANTS[name].settings:  # of the published batch and images
+        tried = dataclasses.replace(tried, config=from_dict({}, name, [
+            "model.depth=10", "train.batch_size=64", *PLANTS[name].settings]))
     failed = next((row for row in operators.rows(tried, threads=2) if not row.passed), None)
     assert failed is not None
     operator, tensor = FIRST[name]
