@@ -51,7 +51,8 @@ class Channel:
         self._noticed = threading.Event()  # this rank knows of the failure, or is done
         for peer, connection in peers.items():
             _keep_alive(connection)
-            threading.Thread(target=self._listen, args=(peer, connection), daemon=True, name=f"rank {peer}").start()
+            arguments = peer, connection, _place(connection)
+            threading.Thread(target=self._listen, args=arguments, daemon=True, name=f"rank {peer}").start()
 
     def exchange(self, value) -> list:
         """What all ranks said, in their order: each calls this with a value that JSON can hold, and waits for all.
@@ -102,14 +103,13 @@ class Channel:
         with contextlib.suppress(OSError), self._sending:  # if it is gone, the thread that listens to it will say so
             self.peers[peer].sendall(json.dumps(message).encode() + b"\n")
 
-    def _listen(self, peer: int, connection: socket.socket) -> None:
-        address = connection.getpeername()[0]
+    def _listen(self, peer: int, connection: socket.socket, where: str) -> None:
         with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rb") as lines:
             for line in lines:
                 self._take(peer, json.loads(line))
         if peer not in self._left:
             self._fail({"rank": peer, "kind": RankLost.__name__, "message":
-                        f"rank {peer} on {address} has died: killed, out of memory, or its machine is gone; --resume "
+                        f"rank {peer}{where} has died: killed, out of memory, or its machine is gone; --resume "
                         "goes on from the last checkpoint"})
 
     def _take(self, peer: int, message: dict) -> None:
@@ -133,6 +133,14 @@ class Channel:
             self._send(peer, {"failure": failure})
         if not self._noticed.wait(PATIENCE) and self.on_stuck:
             self.on_stuck(failure)
+
+
+def _place(connection: socket.socket) -> str:
+    """Where the other end is, in words; nothing where it has already gone."""
+    try:
+        return f" on {connection.getpeername()[0]}"
+    except OSError:
+        return ""
 
 
 def host(address: str, ranks: int, publish: Callable[[str], None], **options) -> Channel:

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -249,6 +250,18 @@ def test_all_others_hear_of_a_rank_whose_connection_closes(channels, dead):
         connection.shutdown(socket.SHUT_RDWR)  # as the system does for a process that was killed
     left = [one for one in joined if one.rank != dead]
     assert all(f"rank {dead} on 127.0.0.1 has died" in said for said in on_all(left, lambda c: c.exchange(None)))
+
+
+def test_a_rank_that_is_gone_before_anybody_listens_to_it_is_missed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = socket.create_connection(server.getsockname())
+        connection = server.accept()[0]
+    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close resets the connection
+    gone.close()
+    left = Channel(0, {1: connection})
+    with pytest.raises(RankLost, match="rank 1 has died: killed"):
+        left.exchange(None)
+    close([left])
 
 
 def test_the_first_failure_is_everyones(channels):
