@@ -82,6 +82,8 @@ def _fonts() -> list[str]:
 
 # --- curves over the steps
 
+_OF_UNLABELED = ("loss_u", "mask", "pseudo_label_accuracy", "impurity")
+
 
 def accuracy(run: Record, baseline: float | None = None) -> Draw:
     def draw(ax: Axes) -> None:
@@ -167,7 +169,10 @@ def size_of_together(labels: Sequence[str]) -> tuple[float, float]:
 
 
 def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
-    return thin([line["step"] for line in run.train], [line.get(name) for line in run.train])
+    """Steps and values; what is of unlabeled images begins where a supervised start has ended."""
+    first = run.config.ssl.supervised_steps if name in _OF_UNLABELED else 0
+    lines = [line for line in run.train if line["step"] - line["steps"] >= first]
+    return thin([line["step"] for line in lines], [line.get(name) for line in lines])
 
 
 def _label(ax: Axes, title: str, y: str, lines: Sequence[Artist] | None = None, x: str = "step") -> None:
@@ -186,7 +191,7 @@ def _legend(ax: Axes, title: str, lines: Sequence[Artist]) -> None:
 
 def _columns(labels: Sequence[str]) -> int:
     """Of a legend."""
-    return max(1, _LABEL_WIDTH // (max(map(len, labels)) + 6))
+    return max(1, _LABEL_WIDTH // (max(map(len, labels), default=0) + 6))
 
 
 # --- of the last evaluation

@@ -163,7 +163,8 @@ def test_no_legend_hides_a_curve(trained):
 
 def test_large_numbers_are_written_alike_on_both_axes(trained, tmp_path):
     run = copy_of(trained, tmp_path / "run")
-    lines = [{"kind": "train", "step": step, "images_per_second": 5000.0, "data_wait": 0.0} for step in (1, 4000)]
+    lines = [{"kind": "train", "step": step, "steps": 1, "images_per_second": 5000.0, "data_wait": 0.0}
+             for step in (1, 4000)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     svg = plots.svg(plots.speed(record.read(run)), "light").decode()
     assert svg.count(">4,000<") == 2  # a step, and images a second
@@ -248,6 +249,19 @@ def test_a_run_that_trains_on_labels_alone_so_far_is_not_judged_by_its_mask(trai
     said = verdict(record.read(run))
     assert "It trained on the labels alone so far, as ssl.supervised_steps says." in said
     assert not any("pseudo-label" in sentence for sentence in said)
+
+
+def test_curves_of_unlabeled_images_begin_after_a_supervised_start(trained, tmp_path):
+    last = record.read(trained).train[-1]["step"]
+    begins = {}
+    for start in (0, 2, last):
+        run = record.read(copy_of(trained, tmp_path / str(start), ssl__supervised_steps=start))
+        for name in ("loss_x", "loss_u", "mask"):
+            begins[start, name] = plots._curve(run, name)[0].tolist()
+        assert page.render([run], [])
+    assert begins[0, "mask"] == begins[0, "loss_u"] == begins[0, "loss_x"] == begins[2, "loss_x"]
+    assert begins[2, "mask"] == begins[2, "loss_u"] == [step for step in begins[0, "mask"] if step > 2]
+    assert begins[last, "mask"] == []
 
 
 def test_what_cannot_change_a_result_makes_no_other_configuration(trained, tmp_path):
