@@ -160,14 +160,14 @@ class Trainer:
         arrays = self.arrays()
         if self.monitor.window.rows:
             arrays["log/rows"] = np.stack(self.monitor.window.rows)
-        if not all(np.isfinite(a).all() for a in arrays.values()):
+        twin = self.written if self.saved_step == self.step else None  # an evaluation leaves the arrays as they are
+        if twin is None and not all(np.isfinite(a).all() for a in arrays.values()):
             raise NonFinite(f"a weight is not finite at step {self.step}")
         self.seconds = time.perf_counter() - self.started if self.started else self.seconds
         manifest = dataclasses.replace(
             self.manifest, step=self.step, evaluated_step=self.evaluated_step, seconds=round(self.seconds, 3),
             train_seconds=round(self.train_seconds, 3), history=self.history,
             scaler=self.state.scaler.state() if self.state.scaler else {})
-        twin = self.written if self.saved_step == self.step else None  # an evaluation leaves the arrays as they are
         if self.history["ema"] and self.history["ema"][-1] > self.best:
             self.best = self.history["ema"][-1]
             twin = checkpoint.save(self.checkpoints / "best", arrays, manifest, twin)

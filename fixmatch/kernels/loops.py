@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from numba import carray, types
 
+from fixmatch.jit import remembered
 from fixmatch.kernels.openmp import bound_runtime, num_threads
 
 _BLOCK = 128  # rows
@@ -162,11 +163,8 @@ def sums_of(function, rows, channels, *arrays):
 
 @functools.cache
 def _compiled(function):
-    """Its machine code, from a cache on disk if any directory for one is writable."""
+    """Its machine code."""
     runtime = bound_runtime()
     llvmlite.binding.add_symbol("fixmatch_thread", runtime.address("omp_get_thread_num"))
     llvmlite.binding.add_symbol("fixmatch_threads", runtime.address("omp_get_num_threads"))
-    try:
-        return numba.cfunc(_SIGNATURE, cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither NUMBA_CACHE_DIR nor __pycache__ nor the user's cache directory is writable
-        return numba.cfunc(_SIGNATURE, **_OPTIONS)(function)
+    return remembered(functools.partial(numba.cfunc, _SIGNATURE), function, **_OPTIONS)

@@ -170,8 +170,8 @@ def size_of_together(labels: Sequence[str]) -> tuple[float, float]:
 
 def _curve(run: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; what is of unlabeled images begins where a supervised start has ended."""
-    first = run.config.ssl.supervised_steps if name in _OF_UNLABELED else 0
-    lines = [line for line in run.train if line["step"] - line["steps"] >= first]
+    lines = [line for line in run.train
+             if name not in _OF_UNLABELED or not run.config.ssl.supervised_at(line["step"] - line["steps"])]
     return thin([line["step"] for line in lines], [line.get(name) for line in lines])
 
 

@@ -352,5 +352,5 @@ PLANTS = [
     Plant("checkpoint-classes-turned", "run", "class names saved in another order", _classes_turned),
     Plant("checkpoint-step-off-by-one", "run", "a checkpoint says one step less", _step_off_by_one),
     Plant("checkpoint-best-is-last", "run", "the best checkpoint is the latest", _best_is_the_last),
-    Plant("checkpoint-of-earlier-arrays", "run", "a arrays of the checkpoint before", _earlier_arrays_linked),
+    Plant("checkpoint-of-earlier-arrays", "run", "the arrays of the checkpoint before", _earlier_arrays_linked),
 ]

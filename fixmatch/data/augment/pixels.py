@@ -14,6 +14,8 @@ pixel work is in this file because numba notices a changed source only in the fi
 import numba
 import numpy as np
 
+from fixmatch.jit import remembered
+
 # The codes of the operations. Each comment says what the operation finds in its row of `param`, float64 [6].
 IDENTITY = 0
 AUTOCONTRAST = 1
@@ -33,11 +35,7 @@ _OPTIONS = {"nogil": True, "no_rewrites": True, "error_model": "numpy"}
 
 
 def _compile(function):
-    """Applies numba.njit, with a cache on disk if any directory for the cache is writable."""
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither NUMBA_CACHE_DIR nor __pycache__ nor the user's cache directory is writable
-        return numba.njit(**_OPTIONS)(function)
+    return remembered(numba.njit, function, **_OPTIONS)
 
 
 _inline = numba.njit(inline="always", **_OPTIONS)
