@@ -1,6 +1,7 @@
 """Arrays as a safetensors file, written piece by piece: a large network is not to be in memory twice."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,14 +15,18 @@ def safetensors(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | np.ndarray
     """The content of a safetensors file of `arrays`, piece by piece, of which no other copy is made.
 
     A piece is bytes or uint8 [n]: the header's length and the header, JSON, then the arrays, widest elements first.
+
+    Args:
+        arrays: numpy arrays, or Paddle tensors, each of which is copied to the host when its turn comes.
     """
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    types = {name: np.dtype(str(array.dtype).removeprefix("paddle.")) for name, array in arrays.items()}
+    ordered = sorted(arrays.items(), key=lambda item: (-types[item[0]].itemsize, item[0]))
     header, end = {}, 0
     for name, array in ordered:
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [start, end]}
+        start, end = end, end + types[name].itemsize * math.prod(array.shape)
+        header[name] = {"dtype": DTYPES[types[name].name], "shape": list(array.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for _, array in ordered:
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(array.numpy() if hasattr(array, "numpy") else array).reshape(-1).view(np.uint8)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
+from safetensors.numpy import load_file as load_arrays
 
 from fixmatch.arrays import safetensors
 from fixmatch.data.dataset import one_line
@@ -184,10 +184,9 @@ def load(folder: pathlib.Path) -> Checkpoint:
             name, sha256 = content.pop("arrays"), content.pop("sha256")
             if not re.fullmatch(_ARRAYS, name):
                 raise CheckpointError(f"{file}: arrays: {show(name)} is not a file of this folder")
-            blob = (folder / name).read_bytes()
-            if hashlib.sha256(blob).hexdigest() != sha256:
+            if _sha256(folder / name) != sha256:
                 raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one in {_FILE}")
-            return Checkpoint(load_arrays(blob), Manifest.from_json(content))
+            return Checkpoint(load_arrays(folder / name, backend="pread"), Manifest.from_json(content))
         except CheckpointError:
             raise
         except FileNotFoundError as error:
@@ -199,6 +198,14 @@ def load(folder: pathlib.Path) -> Checkpoint:
             raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise CheckpointError(f"{file}: not a checkpoint ({type(error).__name__}: {one_line(error)})") from None
+
+
+def _sha256(file: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _opened(text: str, file: pathlib.Path) -> dict:

@@ -3,6 +3,8 @@
 Reference: kekmodel/FixMatch-pytorch, models/ema.py: no warm-up, buffers copied.
 """
 
+import copy
+
 import paddle
 
 
@@ -10,19 +12,18 @@ class EMA:
     """Averages parameters and copies buffers, so that evaluation of the average uses the live running statistics.
 
     Args:
-        model: the live network.
-        average: a second network of the same architecture, overwritten with `model`'s state and kept in eval mode.
+        model: the live network. `average` starts as a copy of it, and is in eval mode.
         decay: the share of the old average, 0..1.
     """
 
-    def __init__(self, model, average, decay: float):
-        self.model, self.average, self.decay = model, average, decay
-        average.set_state_dict(model.state_dict())
-        average.eval()
-        for parameter in average.parameters():
+    def __init__(self, model, decay: float):
+        self.model, self.decay = model, decay
+        self.average = copy.deepcopy(model)
+        self.average.eval()
+        for parameter in self.average.parameters():
             parameter.stop_gradient = True
-        self.parameters = list(zip(average.parameters(), model.parameters(), strict=True))
-        self.buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+        self.parameters = list(zip(self.average.parameters(), model.parameters(), strict=True))
+        self.buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
 
     @paddle.no_grad()
     def update(self):

@@ -54,6 +54,9 @@ class TwoGroupSGD:
         before = None if skip is None else self._copies()
         for optimizer in self.optimizers:
             optimizer.step()
+        if self._loaded:  # Paddle has made its own copies, but for parameters without a gradient
+            made = self._velocities()
+            self._loaded = {name: t for name, t in self._loaded.items() if self.parameters[name].name not in made}
         if before is not None:
             self._take_back(skip, before)
 
@@ -89,10 +92,10 @@ class TwoGroupSGD:
 
         What fits no parameter is ignored, so a checkpoint is compared first (Trainer.restore).
         """
-        self._loaded = dict(state)
+        self._loaded = {name: state[name] for name in self.parameters if name in state}
         for optimizer in self.optimizers:
             members = {p.name for p in optimizer._parameter_list}
-            optimizer.set_state_dict({f"{p.name}_velocity_0": state[name].clone() for name, p in self.parameters.items()
+            optimizer.set_state_dict({f"{p.name}_velocity_0": state[name] for name, p in self.parameters.items()
                                       if p.name in members and name in state})
 
     def _velocities(self) -> dict[str, paddle.Tensor]:

@@ -62,11 +62,11 @@ class Recorder:
         self.facts.append(self._fact)
         (self.folder / "facts.json").write_text(json.dumps(self.facts), encoding="utf-8")
 
-    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+    def _write(self, name: str, arrays: dict) -> None:
         with open(self.folder / f"{name}.safetensors", "wb") as file:
             file.writelines(safetensors(arrays))
 
-    def _state(self, state: TrainState) -> dict[str, np.ndarray]:
+    def _state(self, state: TrainState) -> dict:
         parts = {"model": state.model.state_dict(), "ema": state.ema.average.state_dict(),
                  "momentum": state.optimizer.state(), "thresholds": state.thresholds}
-        return {f"{part}/{name}": t.numpy() for part, tensors in parts.items() for name, t in tensors.items()}
+        return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}

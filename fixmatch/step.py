@@ -105,15 +105,12 @@ def build_state(config: Config, num_classes: int, mean, std, num_unlabeled: int 
         num_unlabeled, label_counts: how many unlabeled images there are, and how many labels of each class, [K]; some
             policies other than the fixed one need them.
     """
-    def network():
-        return build_model(num_classes=num_classes, **config.model.network())
-
     paddle.seed(config.run.seed)
-    model, average = network(), network()
+    model = build_model(num_classes=num_classes, **config.model.network())
     optim, train = config.optim, config.train
     scheduler = build_scheduler(optim.lr, train.total_steps, optim.warmup_steps)
     optimizer = TwoGroupSGD(model, scheduler, optim.momentum, optim.weight_decay, optim.nesterov, train.clip_grad_norm)
     amp = mixed_precision(train.amp)
-    return TrainState(model, distributed.parallel(model), EMA(model, average, config.ema.decay), optimizer, scheduler,
+    return TrainState(model, distributed.parallel(model), EMA(model, config.ema.decay), optimizer, scheduler,
                       Normalize(mean, std), amp, LossScaler() if amp == "float16" else None,
                       initial_state(config.ssl, num_classes, num_unlabeled, label_counts))

@@ -20,6 +20,7 @@ LATER = 10.0  # times wider from the fourth free-running step on: in 40 steps tr
 # Of one product, relative: float32 has 24 bits, float16 and the factors in TF32 have 11, bfloat16 has 8.
 ROUNDOFF = {"float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
+_BLOCK = 1 << 15  # elements
 FRESH_WEIGHTS = "initial"  # the section whose tensors are random on both sides, so that their distributions must agree
 
 Trace = Iterable[tuple[str, Mapping[str, np.ndarray]]]
@@ -161,13 +162,32 @@ def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: st
         return row
     if not ours.size:
         return Row(tensor, 0.0, 0.0, True)
-    difference = ours.astype(np.float64) - reference
-    size, scale = (float(np.abs(a).max()) if norm == "max" else float(np.sqrt(np.square(a).sum()))
-                   for a in (difference, reference))
-    scale = float(max(scale, floor * (1.0 if norm == "max" else np.sqrt(ours.size)), np.finfo(np.float64).tiny))
+    absolute, size, scale = _sizes(ours, reference, norm)
+    floor *= 1.0 if norm == "max" else np.sqrt(ours.size)
+    scale = float(max(scale, floor, np.finfo(np.float64).tiny))
     passed = size / scale <= gate  # false for NaN, too
-    return Row(tensor, float(np.abs(difference).max()), size / scale, passed, "" if passed else f"gate {gate:g}",
+    return Row(tensor, absolute, size / scale, passed, "" if passed else f"gate {gate:g}",
                None if passed else ours, None if passed else reference)
+
+
+def _sizes(ours: np.ndarray, reference: np.ndarray, norm: str) -> tuple[float, float, float]:
+    """The largest difference, and the size of the difference and of the reference by this norm; NaN where ours has one.
+
+    Block by block, since arrays that stay in the processor's cache take a third of the time.
+    """
+    ours, reference = ours.reshape(-1), reference.reshape(-1)
+    sizes = []
+    for start in range(0, ours.size, _BLOCK):
+        truth = reference[start:start + _BLOCK]
+        truth = truth if truth.dtype.kind == "f" else truth.astype(np.float64)
+        difference = np.subtract(ours[start:start + _BLOCK], truth, dtype=np.float64)
+        largest = max(difference.max(), -difference.min())
+        sizes.append((largest, largest, max(truth.max(), -truth.min())) if norm == "max" else
+                     (largest, np.dot(difference, difference), np.dot(truth, truth)))
+    absolute, size, scale = np.array(sizes, dtype=np.float64).T
+    if norm == "max":
+        return float(absolute.max()), float(size.max()), float(scale.max())
+    return float(absolute.max()), float(np.sqrt(size.sum())), float(np.sqrt(scale.sum()))
 
 
 def _no_match(tensor: str, ours, reference) -> Row | None:

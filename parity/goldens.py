@@ -67,7 +67,7 @@ def _project(name: str, array) -> np.ndarray:
     whole = flat if rows * columns == flat.size else np.concatenate([flat, np.zeros(rows * columns - flat.size)])
     of_row, of_column = (rng.integers(0, 2, (_PROJECTIONS, n)) * 2.0 - 1.0 for n in (rows, columns))
     sums = np.einsum("pc,pc->p", of_row @ whole.reshape(rows, columns), of_column)
-    return np.concatenate([[np.abs(flat).max(initial=0.0)], sums])
+    return np.concatenate([[max(flat.max(initial=0.0), -flat.min(initial=0.0))], sums])
 
 
 def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:

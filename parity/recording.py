@@ -13,6 +13,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,11 @@ from fixmatch.arrays import DTYPES
 from fixmatch.config import Config
 from parity.compare import Reading, Row, exact, near
 from parity.mirror import losses as mirror_losses
-from parity.mirror import step as algorithm
 from parity.mirror import thresholds as mirror_thresholds
+from parity.mirror.ema import EMA
+from parity.mirror.models import build_model
+from parity.mirror.normalize import Normalize
+from parity.mirror.optimizer import TwoGroupSGD
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
 from parity.weights import named_as_torch, paddle_to_torch
@@ -76,15 +80,22 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
             before = after
 
 
-def mirror(config: Config, num_classes: int, mean, std) -> algorithm.TrainState:
-    """The mirror's state, without values: they are to be loaded."""
+@dataclass
+class Mirror:
+    """The mirror's network and what updates it. The average is computed tensor by tensor: a large one takes memory."""
+
+    model: torch.nn.Module
+    optimizer: TwoGroupSGD
+    normalize: Normalize
+
+
+def mirror(config: Config, num_classes: int, mean, std) -> Mirror:
+    """The mirror without values: they are to be loaded."""
     with without_initial_values():
-        return algorithm.build_state(config, num_classes, mean, std)
-
-
-def _gradients(state, losses: dict) -> dict[str, np.ndarray]:
-    losses["loss"].backward()
-    return {n: _array(p.grad) for n, p in state.model.named_parameters() if p.grad is not None}
+        model = build_model(num_classes=num_classes, **config.model.network())
+    optim = config.optim
+    return Mirror(model, TwoGroupSGD(model, optim.lr, optim.momentum, optim.weight_decay, optim.nesterov),
+                  Normalize(mean, std))
 
 
 def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
@@ -126,11 +137,9 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
     seen = part(after, "batch")["index_u"][:unlabeled]
     yield from _threshold_rows(label, seen, part(after, "thresholds"), thresholds,
                                _array(losses["mask decided"] & losses["pseudo_labels decided"]))
-    ours, expected = as_torch(after, "gradient"), _gradients(state, losses)
-    floor = 1e-6 * max(float(np.abs(a).max()) for a in expected.values())  # a gradient that is 0 but for rounding
-    for name in [] if fact["skipped"] else [*reversed(expected), *(n for n in ours if n not in expected)]:
-        gate = gates.gradient[config.model.arch]
-        yield near(f"{label} gradients/{name}", ours.get(name), expected.get(name), gate, floor, norm="l2")
+    gradients = _gradient_rows(label, state.model, losses["loss"], as_torch(after, "gradient"),
+                               gates.gradient[config.model.arch])
+    yield from () if fact["skipped"] else gradients
     old, new = as_torch(before, "model"), as_torch(after, "model")
     for name, buffer in state.model.named_buffers():
         if not name.endswith("num_batches_tracked"):
@@ -138,6 +147,25 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
             rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
             yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, gates.statistic,
                         floor=rounding / gates.statistic)
+
+
+def _gradient_rows(label: str, model, loss, ours: Mapping[str, np.ndarray], gate: float) -> list[Row]:
+    """In the order of the backward pass. Each of the mirror's gradients is judged as soon as it is there, and dropped."""
+    largest = max((float(np.abs(gradient).max()) for gradient in ours.values()), default=0.0)
+    floor = 1e-6 * largest  # for a gradient that is 0 but for rounding
+    rows: dict[str, Row] = {}
+
+    def judge(parameter):
+        name = names[parameter]
+        rows[name] = near(f"{label} gradients/{name}", ours.get(name), _array(parameter.grad), gate, floor, norm="l2")
+        parameter.grad = None
+
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    hooks = [parameter.register_post_accumulate_grad_hook(judge) for parameter in names]
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return [*rows.values(), *(near(f"{label} gradients/{n}", ours[n], None, gate) for n in ours if n not in rows)]
 
 
 def _threshold_rows(label: str, index, found: dict, expected: dict, decided: np.ndarray) -> Iterator[Row]:
@@ -184,35 +212,70 @@ def _joint_losses(state, config: Config, step: int, before: dict, after: dict, u
     return {**found._asdict(), "mask decided": clear_mask, "pseudo_labels decided": clear_label}, new
 
 
-def _update_rows(label: str, state, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
-    """Momentum, weights and average, from the recorded gradients; a skipped step leaves momentum and weights alone."""
-    gradients = as_torch(after, "gradient")
-    old, new = as_torch(before, "model"), as_torch(after, "model")
+def _update_rows(label: str, state: Mirror, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
+    """Momentum, weights and average, from the recorded gradients; a skipped step leaves momentum and weights alone.
+
+    One tensor after the other: the optimizer moves the parameter that has a gradient.
+    """
+    gradients, momentum, old_momentum = (as_torch(arrays, part_) for arrays, part_ in (
+        (after, "gradient"), (after, "momentum"), (before, "momentum")))
+    new, average, old_average = as_torch(after, "model"), as_torch(after, "ema"), as_torch(before, "ema")
+    norms = _norms(state.optimizer, gradients) if config.train.clip_grad_norm else {}
+    judged = set()
     for name, parameter in state.model.named_parameters():
-        gradient = gradients.get(name)
-        parameter.grad = None if gradient is None else torch.from_numpy(gradient.astype(np.float64))
-    for group in state.optimizer.param_groups if config.train.clip_grad_norm else ():
-        torch.nn.utils.clip_grad_norm_(group["params"], config.train.clip_grad_norm)
-    if not skipped:
-        state.optimizer.step()
-    momentum = as_torch(after, "momentum")
-    expected = {n: _array(t) for n, t in state.optimizer.momentum_buffers().items()}
-    if skipped:  # momentum that the step had made is taken back to 0
-        expected = {n: np.zeros_like(a) for n, a in momentum.items()} | expected
-    if config.optim.momentum > 0:
-        for name in [*expected, *(n for n in momentum if n not in expected)]:
-            yield near(f"{label} momentum/{name}", momentum.get(name), expected.get(name), MOMENTUM_GATE)
-    for name, parameter in state.model.named_parameters():
-        moved = _array(parameter) - old[name]
-        rounding = 2 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
-        yield near(f"{label} weights/{name}", new[name].astype(np.float64) - old[name], moved, UPDATE_GATE,
-                    floor=rounding / UPDATE_GATE)
-    load(state.model, after, "model")  # the average follows the weights as they were recorded
-    state.ema.update()
-    average = as_torch(after, "ema")
-    for name, tensor in state.ema.average.state_dict().items():
+        old = parameter.detach().clone()
+        expected = None
+        if name in gradients:
+            parameter.grad = _tensor(gradients[name])
+            if norms:
+                torch.nn.utils.clip_grads_with_norm_(parameter, config.train.clip_grad_norm, norms[name])
+        if name in old_momentum and config.optim.momentum > 0:
+            expected = _tensor(old_momentum[name])
+            state.optimizer.state[parameter]["momentum_buffer"] = expected
+        if not skipped:
+            state.optimizer.step()
+            expected = state.optimizer.momentum_buffers().get(name, expected)
+        elif name in momentum and expected is None:  # momentum that the step had made is taken back to 0
+            expected = torch.zeros_like(parameter)
+        if config.optim.momentum > 0 and (name in momentum or expected is not None):
+            judged.add(name)
+            yield near(f"{label} momentum/{name}", momentum.get(name), None if expected is None else _array(expected),
+                       MOMENTUM_GATE)
+        rounding = 2 * np.finfo(np.float32).eps * float(old.abs().max())
+        yield near(f"{label} weights/{name}", new[name] - _array(old), _array(parameter - old), UPDATE_GATE,
+                   floor=rounding / UPDATE_GATE)
+        parameter.grad = None
+        state.optimizer.state.clear()
+    for name in [n for n in momentum if n not in judged] if config.optim.momentum > 0 else ():
+        yield near(f"{label} momentum/{name}", momentum[name], None, MOMENTUM_GATE)
+    buffers = {name for name, _ in state.model.named_buffers()}
+    for name in state.model.state_dict():  # the average follows the weights as they were recorded
         if not name.endswith("num_batches_tracked"):
-            yield near(f"{label} ema/{name}", average.get(name), _array(tensor), AVERAGE_GATE)
+            expected = _averaged(_tensor(old_average[name]), _tensor(new[name]), config.ema.decay, name in buffers)
+            yield near(f"{label} ema/{name}", average.get(name), _array(expected), AVERAGE_GATE)
+
+
+def _norms(optimizer: TwoGroupSGD, gradients: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """By parameter: the norm of the gradients of its group."""
+    norms = {}
+    for group in optimizer.param_groups:
+        names = [name for parameter in group["params"] if (name := optimizer.names[parameter]) in gradients]
+        each = [torch.linalg.vector_norm(_tensor(gradients[name])) for name in names]
+        norms |= dict.fromkeys(names, torch.linalg.vector_norm(torch.stack(each))) if each else {}
+    return norms
+
+
+def _averaged(old: torch.Tensor, new: torch.Tensor, decay: float, is_buffer: bool) -> torch.Tensor:
+    """What the mirror's average makes of one tensor."""
+    alone = torch.nn.Module()
+    if is_buffer:
+        alone.register_buffer("tensor", old)
+    else:
+        alone.tensor = torch.nn.Parameter(old, requires_grad=False)
+    ema = EMA(alone, decay)
+    alone.tensor.copy_(new)
+    ema.update()
+    return ema.average.tensor
 
 
 def _elements(model, shape: tuple) -> int:
@@ -235,15 +298,8 @@ def _batch_shape(after: dict) -> tuple:
 
 
 def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
-    """Puts a recorded state into the mirror."""
+    """Puts recorded weights and statistics into the mirror, which will train at this learning rate."""
     load(state.model, arrays, "model")
-    load(state.ema.average, arrays, "ema")
-    momentum = as_torch(arrays, "momentum")
-    state.optimizer.state.clear()
-    for name, parameter in state.model.named_parameters():
-        parameter.grad = None
-        if name in momentum and state.optimizer.defaults["momentum"] > 0:
-            state.optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(momentum[name]).to(parameter.dtype)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.model.train()
@@ -289,3 +345,7 @@ def as_torch(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
 
 def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).double()

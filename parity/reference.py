@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
+from parity.case import GIVEN, IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import FRESH_WEIGHTS, Reading, Trace
 from parity.mirror import evaluation, losses, scaler, schedule, thresholds
 from parity.mirror import step as algorithm
@@ -198,6 +198,8 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
             gradients.update((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
                              if p.grad is not None)
 
+    if min(sections) > 0:
+        _step_on_given_gradients(state, case)
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
         batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
@@ -215,6 +217,17 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
             yield f"step {step} {name}", take[name]()
             if name == "gradients":
                 gradients.clear()
+
+
+def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
+    """The optimizer and the schedule take one step, so that there is momentum in the next."""
+    for name, parameter in state.model.named_parameters():
+        if name not in IDLE:
+            given = case.weights({name: tuple(parameter.shape)}, 0.1, GIVEN)[name]
+            parameter.grad = torch.from_numpy(given).to(parameter.dtype)
+    state.optimizer.step()
+    state.scheduler.step()
+    state.model.zero_grad()
 
 
 def _in_order(seen: dict[str, np.ndarray], batch) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,13 +28,11 @@ ON_THE_CPU = ("config", "schedule", "augment", "data", "ranks")  # wherever the 
 END_TO_END = ("run", "resume", "convert", "ranks")
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
-# The stages that a self-check takes from one network and two steps of it: the sections of that trace, in its order.
-TOGETHER = {
-    "forward": ("initial", "input", "eval activations"),
-    "backward": ("step 0 activations", "step 0 losses", "step 0 gradients"),
-    "optimizer": ("step 0 momentum", "step 1 weights"),
-    "ema": ("step 1 buffers", "step 1 ema")}
-TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
+# The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
+TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
+            "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
+_TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
+_LARGE_STEP = {1: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -194,24 +193,26 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
 def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
     """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
 
-    Of a large network the two sides are not in memory at the same time, and digests of their tensors are compared; how
-    fresh weights are drawn is looked at on a small one.
+    The first step of a large network is of given gradients, and not compared. Its two sides are not in memory at the same
+    time, and digests of their tensors are compared; how fresh weights are drawn is looked at on a small one.
 
     Args:
         recorded: the digests of the reference's side, where Torch is not to be asked.
     """
     started = time.perf_counter()
     stage_of = {section: name for name, sections in TOGETHER.items() for section in sections}
+    step = re.compile(r"step \d+ ")
     results = {name: StageResult(name, "float64", "train") for name in TOGETHER}
     for row in _guarded(_rows_together(case, recorded)):
-        _note(results[stage_of.get(row.tensor.partition("/")[0], "forward")], row)
+        section = step.sub("", row.tensor.partition("/")[0])
+        _note(results[stage_of.get(section, "forward")], row)
     for result in results.values():
         result.seconds = (time.perf_counter() - started) / len(results)
     return results
 
 
 def _rows_together(case: Case, recorded: Trace | None) -> Iterator[Row]:
-    ours = subject.whole(case, "float64", TOGETHER_STEPS)
+    ours = subject.whole(case, "float64", _together_steps(case))
     if recorded is not None:
         yield from compare(goldens.digest(ours), recorded)
     elif case.large:
@@ -223,11 +224,15 @@ def _rows_together(case: Case, recorded: Trace | None) -> Iterator[Row]:
         yield from compare(ours, whole_reference(case))
 
 
+def _together_steps(case: Case) -> dict[int, tuple[str, ...]]:
+    return _LARGE_STEP if case.large else _TOGETHER_STEPS
+
+
 def whole_reference(case: Case) -> Trace:
     """The reference's side of `run_together`."""
     from parity import reference  # loads Torch, which is not installed everywhere
 
-    return reference.whole(case, "float64", TOGETHER_STEPS)
+    return reference.whole(case, "float64", _together_steps(case))
 
 
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:

@@ -13,7 +13,7 @@ from fixmatch import step as algorithm
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
-from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
+from parity.case import GIVEN, IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import FRESH_WEIGHTS, Reading, Trace
 from parity.weights import named_as_torch, paddle_to_torch, torch_to_paddle
 
@@ -48,18 +48,12 @@ def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
 
 
 def _build(case: Case) -> algorithm.TrainState:
-    """The production state, as it is built and left by production, of a network that starts with the case's weights.
-
-    The averaged network does not get them: it has to take them from the network itself.
-    """
-    built: list = []
-
+    """The production state, as it is built and left by production, of a network that starts with the case's weights."""
     def build_model(**shape):
-        with _without_initial_values():
-            built.append(right(**shape))
-        if len(built) == 1:
-            _load(built[0], case)
-        return built[-1]
+        with without_initial_values():
+            model = right(**shape)
+        _load(model, case)
+        return model
 
     right = algorithm.build_model
     with mock.patch.object(algorithm, "build_model", build_model):
@@ -68,7 +62,7 @@ def _build(case: Case) -> algorithm.TrainState:
 
 
 @contextlib.contextmanager
-def _without_initial_values() -> Iterator[None]:
+def without_initial_values() -> Iterator[None]:
     """Networks are built with zeros, which takes less time than random numbers that are overwritten."""
     zeros = paddle.nn.initializer.Constant(0.0)
     paddle.nn.initializer.set_global_initializer(zeros, zeros)
@@ -210,37 +204,61 @@ def _losses(found) -> dict[str, np.ndarray]:
 
 
 def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
-    """Free-running steps 0, 1, ...; `sections` says for each what of it is wanted."""
+    """Free-running steps; `sections` says for each what of it is wanted. Where they start with step 1, step 0 is of
+    given gradients, which takes less time."""
     with precision(dtype):
         yield from _steps(_build(case), case, sections)
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
-    gradients: dict[str, paddle.Tensor] = {}  # as the optimizer is given them
-    step_of_optimizer = state.optimizer.step
+    if min(sections) > 0:
+        _step_on_given_gradients(state, case)
+    step_of_optimizer, clear, done = state.optimizer.step, state.optimizer.clear_grad, []
 
     def step_and_note(*args):
-        if "gradients" in wanted:
-            gradients.update((n, p.grad.clone()) for n, p in reversed(list(state.model.named_parameters()))
-                             if p.grad is not None)
         step_of_optimizer(*args)
+        done.append("stepped")
 
-    state.optimizer.step = step_and_note
+    def clear_later():  # once the gradients have been read, which need not be copied then
+        if done:
+            done.append("cleared")
+        else:
+            clear()
+
+    state.optimizer.step, state.optimizer.clear_grad = step_and_note, clear_later
     for step, wanted in sections.items():
         batch, lr = case.batch(step), state.scheduler.get_lr()
         with _activations(state.model) as seen:
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
-                "gradients": lambda: _named(gradients.items()),
+                "gradients": lambda: _named((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
+                                            if p.grad is not None),
                 "momentum": lambda: _momentum(state, case),
                 "weights": lambda: _named(state.model.named_parameters()),
                 "buffers": lambda: _named(state.model.named_buffers()),
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
-            if name == "gradients":
-                gradients.clear()
+            if name == "gradients" and "cleared" in done:
+                clear()
+        if "cleared" in done:
+            clear()
+        done.clear()
+
+
+def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
+    """The optimizer and the schedule take one step, so that there is momentum in the next."""
+    for name, parameter in state.model.named_parameters():
+        if name not in IDLE:
+            theirs, = named_as_torch([name])
+            shape = tuple(parameter.shape)
+            gradient, = torch_to_paddle(case.weights({theirs: shape[::-1] if len(shape) == 2 else shape}, 0.1, GIVEN)
+                                        ).values()
+            (parameter * paddle.to_tensor(gradient, dtype=parameter.dtype)).sum().backward()
+    state.optimizer.step()
+    state.scheduler.step()
+    state.optimizer.clear_grad()
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

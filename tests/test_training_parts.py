@@ -243,8 +243,9 @@ def test_clipping_is_off_by_default_and_bounds_each_group_when_on(double):
 
 
 def test_parameters_are_averaged_and_buffers_copied():
-    model, average = Small(), Small()
-    ema = EMA(model, average, decay=0.75)
+    model = Small()
+    ema = EMA(model, decay=0.75)
+    average = ema.average
     start = {name: t.numpy().copy() for name, t in average.state_dict().items()}
     assert all(np.array_equal(start[name], t.numpy()) for name, t in model.state_dict().items())
     for t in model.state_dict().values():
@@ -260,8 +261,9 @@ def test_parameters_are_averaged_and_buffers_copied():
 
 
 def test_the_average_is_in_eval_mode_without_gradients_and_apart_from_the_model():
-    model, average = Small(), Small()
-    ema = EMA(model, average, decay=0.5)
+    model = Small()
+    ema = EMA(model, decay=0.5)
+    average = ema.average
     ema.update()
     assert not average.training
     assert all(p.stop_gradient for p in average.parameters())

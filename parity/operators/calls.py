@@ -12,6 +12,7 @@ from paddle import nn
 
 from fixmatch.models import build_model, layers
 from parity.case import Case
+from parity.subject import without_initial_values
 
 # Side of the images in pixels, of the data sets that have one; of others, unless configured, this is not known here.
 _IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "svhn": 32, "stl10": 96}
@@ -60,7 +61,7 @@ def batch_size(case: Case) -> int:
 
 def distinct_calls(case: Case) -> list[Call]:
     """In the order in which the network makes them. The layers are those of a fresh network on the current device."""
-    with _without_initial_values():
+    with without_initial_values():
         model = build_model(num_classes=case.num_classes, **case.config.model.network())
     model.eval()  # one image, of which later layers of a small network see one pixel
     found: dict[tuple, Call] = {}
@@ -72,19 +73,6 @@ def distinct_calls(case: Case) -> list[Call]:
     with _watched(model, note):
         model(paddle.zeros([1, 3, size, size]))
     return list(found.values())
-
-
-@contextlib.contextmanager
-def _without_initial_values() -> Iterator[None]:
-    """Parameters of 0: drawing 34 million normal numbers twice takes a second, and probes set their own."""
-    normal, zero = nn.init.kaiming_normal_, nn.initializer.Constant(0.0)
-    nn.init.kaiming_normal_ = lambda tensor, **kwargs: tensor
-    nn.initializer.set_global_initializer(zero, zero)
-    try:
-        yield
-    finally:
-        nn.init.kaiming_normal_ = normal
-        nn.initializer.set_global_initializer(None)
 
 
 @contextlib.contextmanager
