@@ -37,7 +37,7 @@ class Recorder:
     def before(self, state: TrainState, batch, step: int, lr: float) -> None:
         """Called just before the step that follows `step` finished ones, with what it will be given."""
         if not self.facts:
-            self._write("start", self._state(state))
+            self._keep("start", self._state(state))
         self._batch = batch
         self._fact = {"step": step, "lr": lr, "arithmetic": arithmetic(state.amp), "training": {
             "model": state.model.training, "average": state.ema.average.training}}
@@ -58,8 +58,12 @@ class Recorder:
         found = {f"losses/{name}": t.detach().numpy() for name, t in losses._asdict().items()}
         gradients = {f"gradient/{name}": a for name, a in self._gradients.items()}
         self._gradients = {}
-        self._write(f"step-{len(self.facts)}", {**batch, **found, **gradients, **self._state(state)})
         self.facts.append(self._fact)
+        self._keep(f"step-{len(self.facts) - 1}", {**batch, **found, **gradients, **self._state(state)})
+
+    def _keep(self, name: str, arrays: dict) -> None:
+        """Writes "start", or a step whose facts have just been noted: numpy arrays, and Paddle tensors as they are."""
+        self._write(name, arrays)
         (self.folder / "facts.json").write_text(json.dumps(self.facts), encoding="utf-8")
 
     def _write(self, name: str, arrays: dict) -> None:

@@ -10,7 +10,7 @@ import gc
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -23,15 +23,48 @@ from fixmatch.recorder import Recorder
 from fixmatch.runtime import arithmetic
 from parity import recording
 from parity.case import Case
-from parity.compare import Row, exact, near
+from parity.compare import Reading, Row, exact, near
 from parity.mirror.evaluation import accuracy
-from parity.mirror.models import build_model
-from parity.mirror.normalize import Normalize
 from parity.mirror.schedule import cosine_7_16
-from parity.reference import precision, without_initial_values
+from parity.reference import precision
 from parity.small_run import short_config, small_source, training_on
+from parity.weights import part
 
+_STATE = ("model", "ema", "momentum", "thresholds")
 LOGGED_GATE = 1e-6  # what is logged is the float32 number that was trained on, averaged over one step
+
+
+class _Judged(Recorder):
+    """Hands each step to the mirror as it happens; of what a step leaves behind it writes the state alone.
+
+    Args:
+        folder: for the states.
+        steps: how many are judged.
+        case, config, source: what is run.
+    """
+
+    def __init__(self, folder: pathlib.Path, steps: int, case: Case, config: Config, source: Source):
+        super().__init__(folder, steps)
+        self.source, self.large = source, case.large
+        self.mirror = recording.Mirror(config, case.num_classes, source.mean, source.std)
+        self.rows: list[Row] = []
+        self.seen: list[dict[str, np.ndarray]] = []  # batch and losses of each step
+        self.left: Mapping[str, np.ndarray] = {}  # the state that the latest step has left behind
+        self.evaluated: dict[int, tuple[Mapping, dict]] = {}  # state and scores after so many steps
+
+    def _keep(self, name: str, arrays: dict) -> None:
+        now = Reading(arrays, lambda n: arrays[n] if isinstance(arrays[n], np.ndarray) else arrays[n].numpy())
+        if name == "start":
+            self.rows += recording.start_rows(now)
+        else:
+            # Of a large network one step is computed again from its images, and what all make of their gradients.
+            forward = not self.large or self.done
+            self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward)
+            self.seen.append({n: now[n] for n in now if n.startswith(("batch/", "losses/"))})
+        self._write(name, {n: a for n, a in arrays.items() if n.split("/")[0] in _STATE})
+        self.left = recording.Arrays(self.folder / f"{name}.safetensors")
+        if len(self.facts) >= 2:
+            self.evaluated[len(self.facts)] = self.left, _scores(self.mirror, self.left, self.source)
 
 
 def rows(case: Case) -> Iterator[Row]:
@@ -40,19 +73,21 @@ def rows(case: Case) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
         folder = pathlib.Path(scratch)
         config, source = short_config(case, folder / "run", steps), small_source(case)
+        recorder = _Judged(folder / "recording", steps, case, config, source)
         with training_on(source):
-            run.train(config, recorder=Recorder(folder / "recording", steps))
+            run.train(config, recorder=recorder)
         gc.collect()  # what trained, which knows itself in a circle
-        after = [recording.Arrays(folder / f"recording/step-{step}.safetensors") for step in range(steps)]
-        yield from batch_rows(config, source, inputs.choose_split(config, source), after)
-        yield from recording.rows(folder / "recording", config, case.num_classes, source.mean, source.std)
+        yield exact("recorded/steps", np.array(len(recorder.facts)), np.array(steps))
+        yield from batch_rows(config, source, inputs.choose_split(config, source), recorder.seen)
+        yield from recorder.rows
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-        yield from _logged_rows([line for line in lines if line["kind"] == "train"], config, after)
+        yield from _logged_rows([line for line in lines if line["kind"] == "train"], config, recorder.seen)
         evaluations = [line for line in lines if line["kind"] == "eval"]
         yield exact("evaluated/steps", np.array([line["step"] for line in evaluations]), np.arange(2, steps + 1))
         for line in evaluations:
-            yield from _score_rows(line, config, source, after[line["step"] - 1])
-        yield from _checkpoint_rows(folder / "run", source, after, evaluations)
+            yield from _score_rows(line, recorder.evaluated[line["step"]][1])
+        yield from _checkpoint_rows(folder / "run", source, {n: kept for n, (kept, _) in recorder.evaluated.items()},
+                                    evaluations)
 
 
 def batch_rows(config: Config, source: Source, split: Split, after: list[dict], first_step: int = 0,
@@ -60,7 +95,7 @@ def batch_rows(config: Config, source: Source, split: Split, after: list[dict], 
     """The recorded steps were trained on the Loader's batches of just these steps."""
     loader = inputs.build_loader(config, source, split, 0, world_size)
     for step, arrays in enumerate(after, start=first_step):
-        trained = recording.part(arrays, "batch")
+        trained = part(arrays, "batch")
         for name, expected in loader.batch(step)._asdict().items():
             if isinstance(expected, np.ndarray):
                 yield exact(f"batch of step {step}/{name}", trained.get(name), expected)
@@ -84,36 +119,46 @@ def _logged_rows(lines: list[dict], config: Config, after: list[dict]) -> Iterat
             yield near(f"logged step {line['step']}/{name}", found, value, LOGGED_GATE, floor)
 
 
-def _score_rows(line: dict, config: Config, source: Source, after: dict) -> Iterator[Row]:
-    """The mirror scores the recorded raw and averaged weights on the same test images."""
-    with precision("float64"), torch.no_grad():
-        with without_initial_values():
-            model = build_model(num_classes=len(source.classes), **config.model.network())
-        images = Normalize(source.mean, source.std)(source.test.images)
-        targets = torch.from_numpy(source.test.labels)
-        gates = recording.GATES[arithmetic(amp=None)]  # no mixed precision where test images are scored
-        for part, name in (("model", "raw"), ("ema", "ema")):
-            recording.load(model, after, part)
-            logits = model.eval()(images)
-            loss = torch.nn.functional.cross_entropy(logits, targets)
-            label = f"evaluated step {line['step']} {name}"
-            yield near(f"{label}/loss", np.array(line[name]["loss"]), loss.numpy(), gates.loss)
+def _scores(mirror: recording.Mirror, state: Mapping[str, np.ndarray], source: Source) -> dict[str, dict[str, float]]:
+    """How the mirror's network scores raw and averaged weights on the test images: {"raw" or "ema": scores}.
+
+    Scores are loss, top1, top5, and the percentage of images of which rounding decides.
+    """
+    targets, found = torch.from_numpy(source.test.labels), {}
+    for prefix, name in (("model", "raw"), ("ema", "ema")):
+        with precision("float64"), torch.no_grad():
+            logits = mirror.network(state, prefix).eval()(mirror.normalized(source.test.images))
             gaps = logits.sort(dim=1).values.diff(dim=1).min(dim=1).values
-            undecided = 100.0 * float((gaps < gates.undecided).double().mean())
-            for k, expected in zip((1, 5), accuracy(logits, targets, (1, 5)), strict=True):
-                found = np.array(line[name][f"top{k}"])
-                apart = abs(float(found) - expected)
-                yield Row(f"{label}/top{k}", apart, apart, apart <= undecided + 1e-9, "", found, np.array(expected))
+            undecided = 100.0 * float((gaps < _gates().undecided).double().mean())
+            top1, top5 = accuracy(logits, targets, (1, 5))
+            loss = float(torch.nn.functional.cross_entropy(logits, targets))
+        found[name] = {"loss": loss, "top1": top1, "top5": top5, "undecided": undecided}
+    return found
 
 
-def _checkpoint_rows(folder: pathlib.Path, source: Source, after: list[dict], evaluations: list[dict]) -> Iterator[Row]:
-    """A checkpoint holds the state that was live when it was saved, and says what it is of."""
+def _gates() -> recording.Gates:
+    return recording.GATES[arithmetic(amp=None)]  # no mixed precision where test images are scored
+
+
+def _score_rows(line: dict, scores: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """What was logged of an evaluation is what the mirror found."""
+    for name, expected in scores.items():
+        label = f"evaluated step {line['step']} {name}"
+        yield near(f"{label}/loss", np.array(line[name]["loss"]), np.array(expected["loss"]), _gates().loss)
+        for k in ("top1", "top5"):
+            apart = abs(line[name][k] - expected[k])
+            yield Row(f"{label}/{k}", apart, apart, apart <= expected["undecided"] + 1e-9, "", np.array(line[name][k]),
+                      np.array(expected[k]))
+
+
+def _checkpoint_rows(folder: pathlib.Path, source: Source, after: dict[int, Mapping],
+                     evaluations: list[dict]) -> Iterator[Row]:
+    """A checkpoint holds the state that was live after its step, and says what it is of."""
     best = max(evaluations, key=lambda line: line["ema"]["top1"])["step"]  # of equal ones the first
-    for which, step in (("best", best), ("latest", len(after))):
+    for which, step in (("best", best), ("latest", max(after))):
         saved = checkpoint.load(folder / "checkpoints" / which)
-        live = [n for n in after[step - 1] if n.split("/")[0] in ("model", "ema", "momentum", "thresholds")]
-        for name in [*live, *(n for n in saved.arrays if n not in live and not n.startswith("augment/"))]:
-            yield exact(f"checkpoint {which}/{name}", saved.arrays.get(name), after[step - 1].get(name))
+        for name in [*after[step], *(n for n in saved.arrays if n not in after[step] and not n.startswith("augment/"))]:
+            yield exact(f"checkpoint {which}/{name}", saved.arrays.get(name), after[step].get(name))
         yield exact(f"checkpoint {which}/step", np.array(saved.manifest.step), np.array(step))
     history = {name: [line[name]["top1"] for line in evaluations] for name in ("raw", "ema")}
     latest = saved.manifest

@@ -50,12 +50,25 @@ def nearest(model: ModelConfig) -> tuple[str, bool]:
     return name, distance(name) == 0
 
 
-def digest(trace: Trace) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+class Digest(dict):
+    """Tensors of a section, each reduced to what a golden keeps when it is put in."""
+
+    def __setitem__(self, name: str, array: np.ndarray):
+        key = f"{name} {'x'.join(map(str, np.shape(array)))} {np.asarray(array).dtype}"
+        super().__setitem__(key, _project(name, array))
+
+
+def digest(trace: Trace) -> Iterator[tuple[str, Digest]]:
     """A trace reduced to what a golden keeps. Fresh weights, which are random, are left out."""
     for section, tensors in trace:
-        if section != "initial":
-            yield section, {f"{name} {'x'.join(map(str, np.shape(a)))} {np.asarray(a).dtype}": _project(name, a)
-                            for name, a in tensors.items()}
+        if section == "initial":
+            continue
+        if not isinstance(tensors, Digest):
+            reduced = Digest()
+            for name, array in tensors.items():
+                reduced[name] = array
+            tensors = reduced
+        yield section, tensors
 
 
 def _project(name: str, array) -> np.ndarray:

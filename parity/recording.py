@@ -13,7 +13,6 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,16 +20,15 @@ import torch
 
 from fixmatch.arrays import DTYPES
 from fixmatch.config import Config
+from parity import updates
 from parity.compare import Reading, Row, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import thresholds as mirror_thresholds
-from parity.mirror.ema import EMA
 from parity.mirror.models import build_model
 from parity.mirror.normalize import Normalize
-from parity.mirror.optimizer import TwoGroupSGD
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
-from parity.weights import named_as_torch, paddle_to_torch
+from parity.weights import as_torch, part
 
 
 class Gates(NamedTuple):
@@ -49,10 +47,6 @@ GATES = {"float32": Gates(5e-5, {"wideresnet": 0.1, "resnext": 2e-3}, 2e-3, 1e-3
          "bfloat16": Gates(0.2, {"wideresnet": 0.8, "resnext": 0.5}, 0.1, 0.2)}
 GATES["tf32"] = GATES["float16"]
 
-# On what an update makes of gradients, which is always computed in float32: ten times the worst of clean runs.
-UPDATE_GATE = 1e-2  # of what a step adds to a weight, which float32 keeps with some 3 digits
-MOMENTUM_GATE = 1e-5
-AVERAGE_GATE = 4e-6
 THRESHOLD_GATE = 1e-3  # of statistics of probabilities, and of weights
 MOST_ELEMENTS = 2.5e8  # of all activations of a step in float64: 2 GB
 
@@ -71,61 +65,69 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before = Arrays(folder / "start.safetensors")
     if facts and facts[0]["step"] == 0:  # a run that goes on has an average of its own
-        yield from _start_rows(before)
-    with precision("float64"):
-        state = mirror(config, num_classes, mean, std)
-        for number, fact in enumerate(facts):
-            after = Arrays(folder / f"step-{number}.safetensors")
-            yield from _step_rows(f"step {fact['step']}", state, config, before, after, fact, forward)
-            before = after
+        yield from start_rows(before)
+    mirror = Mirror(config, num_classes, mean, std)
+    for number, fact in enumerate(facts):
+        after = Arrays(folder / f"step-{number}.safetensors")
+        yield from step_rows(mirror, before, after, fact, forward)
+        before = after
 
 
-@dataclass
-class Mirror:
-    """The mirror's network and what updates it. The average is computed tensor by tensor: a large one takes memory."""
+class Mirror(NamedTuple):
+    """What steps are computed again with; the arguments of `rows` say more."""
 
-    model: torch.nn.Module
-    optimizer: TwoGroupSGD
-    normalize: Normalize
+    config: Config
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def network(self, arrays: Mapping[str, np.ndarray], prefix: str = "model") -> torch.nn.Module:
+        """The mirror's network in train mode, in Torch's default dtype, with the recorded tensors below `prefix`."""
+        with without_initial_values():
+            model = build_model(num_classes=self.num_classes, **self.config.model.network())
+        given = as_torch(arrays, prefix)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if not name.endswith("num_batches_tracked"):
+                    tensor.copy_(torch.from_numpy(given[name]))
+        return model
+
+    def normalized(self, images: np.ndarray) -> torch.Tensor:
+        return Normalize(self.mean, self.std)(images)
 
 
-def mirror(config: Config, num_classes: int, mean, std) -> Mirror:
-    """The mirror without values: they are to be loaded."""
-    with without_initial_values():
-        model = build_model(num_classes=num_classes, **config.model.network())
-    optim = config.optim
-    return Mirror(model, TwoGroupSGD(model, optim.lr, optim.momentum, optim.weight_decay, optim.nesterov),
-                  Normalize(mean, std))
-
-
-def _start_rows(start: dict[str, np.ndarray]) -> Iterator[Row]:
+def start_rows(start: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """The average starts from the live network."""
     for name in (name[6:] for name in start if name.startswith("model/")):
         yield exact(f"start/average of {name}", start.get(f"ema/{name}"), start[f"model/{name}"])
 
 
-def _step_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict,
-               forward: bool) -> Iterator[Row]:
+def step_rows(mirror: Mirror, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], fact: dict,
+              forward: bool) -> Iterator[Row]:
+    """Rows of one step, from the state before it to what it left behind."""
+    label, config = f"step {fact['step']}", mirror.config
     yield exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
     yield exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
-    optim = config.optim
-    lr = optim.lr * cosine_7_16(fact["step"], config.train.total_steps, optim.warmup_steps)
+    lr = config.optim.lr * cosine_7_16(fact["step"], config.train.total_steps, config.optim.warmup_steps)
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
-    _load(state, before, lr)
-    if forward and _elements(state.model, _batch_shape(after)) <= MOST_ELEMENTS:
-        yield from _forward_rows(label, state, config, before, after, fact)
-    yield from _update_rows(label, state, config, before, after, fact["skipped"])
+    with precision("float64"):
+        if forward:
+            yield from _forward_rows(label, mirror, before, after, fact)
+        yield from updates.rows(label, config, lr, before, after, fact["skipped"])
 
 
-def _forward_rows(label: str, state, config: Config, before: dict, after: dict, fact: dict) -> Iterator[Row]:
+def _forward_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, fact: dict) -> Iterator[Row]:
     """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
     out."""
+    config, model = mirror.config, mirror.network(before)
+    if _elements(model, after) > MOST_ELEMENTS:
+        return
     found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
     unlabeled = 0 if config.ssl.supervised_at(fact["step"]) else len(part(after, "batch")["u_w"])
     yield exact(f"{label} losses/number of pseudo-labels", np.array(found["mask"].size), np.array(unlabeled))
     if found["mask"].size != unlabeled:
         return
-    losses, thresholds = _joint_losses(state, config, fact["step"], before, after, gates.undecided)
+    losses, thresholds = _joint_losses(mirror, model, fact["step"], before, after, gates.undecided)
     for name in ("loss_x", "loss_u", "loss", "confidence"):
         yield near(f"{label} losses/{name}", found[name], _array(losses[name]), gates.loss, floor=1.0)
     if config.ssl.policy == "softmatch":
@@ -137,11 +139,11 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
     seen = part(after, "batch")["index_u"][:unlabeled]
     yield from _threshold_rows(label, seen, part(after, "thresholds"), thresholds,
                                _array(losses["mask decided"] & losses["pseudo_labels decided"]))
-    gradients = _gradient_rows(label, state.model, losses["loss"], as_torch(after, "gradient"),
+    gradients = _gradient_rows(label, model, losses["loss"], as_torch(after, "gradient"),
                                gates.gradient[config.model.arch])
     yield from () if fact["skipped"] else gradients
     old, new = as_torch(before, "model"), as_torch(after, "model")
-    for name, buffer in state.model.named_buffers():
+    for name, buffer in model.named_buffers():
         if not name.endswith("num_batches_tracked"):
             moved = _array(buffer) - old[name]
             rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
@@ -150,7 +152,7 @@ def _forward_rows(label: str, state, config: Config, before: dict, after: dict, 
 
 
 def _gradient_rows(label: str, model, loss, ours: Mapping[str, np.ndarray], gate: float) -> list[Row]:
-    """In the order of the backward pass. Each of the mirror's gradients is judged as soon as it is there, and dropped."""
+    """In the order of the backward pass. Each of the mirror's gradients is judged once it is there, and dropped."""
     largest = max((float(np.abs(gradient).max()) for gradient in ours.values()), default=0.0)
     floor = 1e-6 * largest  # for a gradient that is 0 but for rounding
     rows: dict[str, Row] = {}
@@ -181,22 +183,23 @@ def _threshold_rows(label: str, index, found: dict, expected: dict, decided: np.
             yield near(f"{label} thresholds/{name}", ours, theirs, THRESHOLD_GATE, floor=1.0)
 
 
-def _joint_losses(state, config: Config, step: int, before: dict, after: dict, undecided: float) -> tuple[dict, dict]:
+def _joint_losses(mirror: Mirror, model, step: int, before: Mapping, after: Mapping,
+                  undecided: float) -> tuple[dict, dict]:
     """The mirror's losses in one forward, with pseudo-labels and mask taken from the run where rounding decides.
 
     Also the statistics of ssl.policy after it.
     """
     batch, found = part(after, "batch"), part(after, "losses")
-    ssl, targets = config.ssl, torch.from_numpy(batch["targets_x"])
+    ssl, targets = mirror.config.ssl, torch.from_numpy(batch["targets_x"])
     old = {name: torch.from_numpy(a) for name, a in part(before, "thresholds").items()}
     old = {name: t.double() if t.is_floating_point() else t for name, t in old.items()}
     if ssl.supervised_at(step):
-        loss = torch.nn.functional.cross_entropy(state.model(state.normalize(batch["x"])), targets)
+        loss = torch.nn.functional.cross_entropy(model(mirror.normalized(batch["x"])), targets)
         none = torch.zeros(0)
         return {"loss": loss, "loss_x": loss, "loss_u": torch.zeros([]), "confidence": none, "mask": none,
                 "pseudo_labels": none, "mask decided": none.bool(), "pseudo_labels decided": none.bool()}, old
-    images = state.normalize(np.concatenate([batch["x"], batch["u_w"], batch["u_s"]]))
-    logits = state.model(images)  # [B + 2M, K]
+    images = mirror.normalized(np.concatenate([batch["x"], batch["u_w"], batch["u_s"]]))
+    logits = model(images)  # [B + 2M, K]
     logits_x, logits_u_w, logits_u_s = logits.split([len(batch["x"]), len(batch["u_w"]), len(batch["u_s"])])
     (confidence, labels, mask), new = mirror_thresholds.pseudo_labels(logits_x, logits_u_w, batch["index_u"], old, ssl)
     best, second = logits_u_w.detach().topk(2, dim=1).values.T
@@ -212,106 +215,17 @@ def _joint_losses(state, config: Config, step: int, before: dict, after: dict, u
     return {**found._asdict(), "mask decided": clear_mask, "pseudo_labels decided": clear_label}, new
 
 
-def _update_rows(label: str, state: Mirror, config: Config, before: dict, after: dict, skipped: bool) -> Iterator[Row]:
-    """Momentum, weights and average, from the recorded gradients; a skipped step leaves momentum and weights alone.
-
-    One tensor after the other: the optimizer moves the parameter that has a gradient.
-    """
-    gradients, momentum, old_momentum = (as_torch(arrays, part_) for arrays, part_ in (
-        (after, "gradient"), (after, "momentum"), (before, "momentum")))
-    new, average, old_average = as_torch(after, "model"), as_torch(after, "ema"), as_torch(before, "ema")
-    norms = _norms(state.optimizer, gradients) if config.train.clip_grad_norm else {}
-    judged = set()
-    for name, parameter in state.model.named_parameters():
-        old = parameter.detach().clone()
-        expected = None
-        if name in gradients:
-            parameter.grad = _tensor(gradients[name])
-            if norms:
-                torch.nn.utils.clip_grads_with_norm_(parameter, config.train.clip_grad_norm, norms[name])
-        if name in old_momentum and config.optim.momentum > 0:
-            expected = _tensor(old_momentum[name])
-            state.optimizer.state[parameter]["momentum_buffer"] = expected
-        if not skipped:
-            state.optimizer.step()
-            expected = state.optimizer.momentum_buffers().get(name, expected)
-        elif name in momentum and expected is None:  # momentum that the step had made is taken back to 0
-            expected = torch.zeros_like(parameter)
-        if config.optim.momentum > 0 and (name in momentum or expected is not None):
-            judged.add(name)
-            yield near(f"{label} momentum/{name}", momentum.get(name), None if expected is None else _array(expected),
-                       MOMENTUM_GATE)
-        rounding = 2 * np.finfo(np.float32).eps * float(old.abs().max())
-        yield near(f"{label} weights/{name}", new[name] - _array(old), _array(parameter - old), UPDATE_GATE,
-                   floor=rounding / UPDATE_GATE)
-        parameter.grad = None
-        state.optimizer.state.clear()
-    for name in [n for n in momentum if n not in judged] if config.optim.momentum > 0 else ():
-        yield near(f"{label} momentum/{name}", momentum[name], None, MOMENTUM_GATE)
-    buffers = {name for name, _ in state.model.named_buffers()}
-    for name in state.model.state_dict():  # the average follows the weights as they were recorded
-        if not name.endswith("num_batches_tracked"):
-            expected = _averaged(_tensor(old_average[name]), _tensor(new[name]), config.ema.decay, name in buffers)
-            yield near(f"{label} ema/{name}", average.get(name), _array(expected), AVERAGE_GATE)
-
-
-def _norms(optimizer: TwoGroupSGD, gradients: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """By parameter: the norm of the gradients of its group."""
-    norms = {}
-    for group in optimizer.param_groups:
-        names = [name for parameter in group["params"] if (name := optimizer.names[parameter]) in gradients]
-        each = [torch.linalg.vector_norm(_tensor(gradients[name])) for name in names]
-        norms |= dict.fromkeys(names, torch.linalg.vector_norm(torch.stack(each))) if each else {}
-    return norms
-
-
-def _averaged(old: torch.Tensor, new: torch.Tensor, decay: float, is_buffer: bool) -> torch.Tensor:
-    """What the mirror's average makes of one tensor."""
-    alone = torch.nn.Module()
-    if is_buffer:
-        alone.register_buffer("tensor", old)
-    else:
-        alone.tensor = torch.nn.Parameter(old, requires_grad=False)
-    ema = EMA(alone, decay)
-    alone.tensor.copy_(new)
-    ema.update()
-    return ema.average.tensor
-
-
-def _elements(model, shape: tuple) -> int:
-    """Elements of all activations of a batch of this shape, uint8 [N, H, W, 3]."""
-    n, height, width, _ = shape
-    seen = []
+def _elements(model, after: Mapping[str, np.ndarray]) -> int:
+    """Elements of all activations of the recorded batch."""
+    parts, seen = [after[f"batch/{name}"] for name in ("x", "u_w", "u_s")], []  # uint8 [n, H, W, 3]
     hooks = [m.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
              for m in model.modules() if not list(m.children())]
     with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, height, width))
+        model.eval()(torch.zeros(1, 3, *parts[0].shape[1:3]))
     model.train()
     for hook in hooks:
         hook.remove()
-    return n * sum(seen)
-
-
-def _batch_shape(after: dict) -> tuple:
-    parts = [after[f"batch/{name}"] for name in ("x", "u_w", "u_s")]
-    return (sum(map(len, parts)), *parts[0].shape[1:])
-
-
-def _load(state, arrays: dict[str, np.ndarray], lr: float) -> None:
-    """Puts recorded weights and statistics into the mirror, which will train at this learning rate."""
-    load(state.model, arrays, "model")
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.model.train()
-
-
-@torch.no_grad()
-def load(model, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
-    """Puts the recorded tensors below `prefix` into a network of the mirror."""
-    given = as_torch(arrays, prefix)
-    for name, tensor in model.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            tensor.copy_(torch.from_numpy(given[name]))
+    return sum(map(len, parts)) * sum(seen)
 
 
 class Arrays(Reading):
@@ -331,21 +245,6 @@ class Arrays(Reading):
         super().__init__(header, read)
 
 
-def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
-    """The recorded arrays below `prefix`, under the names that follow it."""
-    names = [name[len(prefix) + 1:] for name in arrays if name.startswith(prefix + "/")]
-    return Reading(names, lambda name: arrays[f"{prefix}/{name}"])
-
-
-def as_torch(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
-    """The same under Torch's names and in its shapes."""
-    ours = named_as_torch(part(arrays, prefix))
-    return Reading(ours, lambda name: paddle_to_torch({ours[name]: arrays[f"{prefix}/{ours[name]}"]})[name])
-
-
 def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).double()

@@ -61,12 +61,11 @@ def without_initial_values() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _activations(model) -> Iterator[dict[str, np.ndarray]]:
-    """Outputs of all named layers in the order in which they finish."""
-    seen: dict[str, np.ndarray] = {}
-
+def _activations(model, seen: dict[str, np.ndarray], parts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Into `seen`: outputs of all named layers in the order in which they finish; those of an interleaved batch in the
+    order of labeled, weak and strong images."""
     def note(name):
-        return lambda module, args, output: seen.__setitem__(name, _array(output))
+        return lambda module, args, output: seen.__setitem__(name, _array(algorithm.de_interleave(output, parts)))
 
     handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if n]
     try:
@@ -90,14 +89,15 @@ def forward(case: Case, dtype: str) -> Trace:
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...]) -> Trace:
+def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict) -> Trace:
     """The case's first images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
-    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+    shown = np.concatenate([batch.x, batch.u_w, batch.u_s])
+    images = state.normalize(shown[:3] if case.large else shown)
     yield "input", {"images": _array(images)}
     for mode in modes:
         state.model.train(mode == "train")
-        with torch.no_grad(), _activations(state.model) as seen:
+        with torch.no_grad(), _activations(state.model, collect()) as seen:
             state.model(images)
         yield f"{mode} activations", seen
 
@@ -110,14 +110,14 @@ def fresh(case: Case, dtype: str) -> Trace:
         yield FRESH_WEIGHTS, _named(model.state_dict().items())
 
 
-def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
+def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
     if not case.large:
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval",))
+        yield from _shown(state, case, ("eval",), collect)
         state.model.train()
-        yield from _steps(state, case, sections)
+        yield from _steps(state, case, sections, collect)
 
 
 def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -190,7 +190,8 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
         yield from _steps(_build(case), case, sections)
 
 
-def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
+def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
+           collect: type = dict) -> Trace:
     gradients: dict[str, torch.Tensor] = {}  # Torch's SGD leaves them as they are
 
     def note(*_):
@@ -203,10 +204,11 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
         batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
-        with _activations(state.model) as seen:
+        parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
+        with _activations(state.model, collect(), parts) as seen:
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
-                "activations": lambda seen=seen, batch=batch: _in_order(seen, batch),
+                "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
                 "gradients": lambda: _named(gradients.items()),
                 "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
@@ -228,12 +230,6 @@ def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
     state.optimizer.step()
     state.scheduler.step()
     state.model.zero_grad()
-
-
-def _in_order(seen: dict[str, np.ndarray], batch) -> dict[str, np.ndarray]:
-    """Activations of the interleaved batch in the order of labeled, weak and strong images."""
-    parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
-    return {n: _array(algorithm.de_interleave(torch.from_numpy(a), parts)) for n, a in seen.items()}
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

@@ -81,10 +81,9 @@ def _momentum(state: algorithm.TrainState, case: Case) -> Mapping[str, np.ndarra
 
 
 @contextlib.contextmanager
-def _activations(model) -> Iterator[dict[str, np.ndarray]]:
-    """Outputs of all named layers in the order in which they finish, [N, C, H, W] whatever their layout in memory."""
-    seen: dict[str, np.ndarray] = {}
-
+def _activations(model, seen: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Into `seen`: outputs of all named layers in the order in which they finish, [N, C, H, W] whatever their layout in
+    memory."""
     def note(name):
         def hook(layer, inputs, output):
             channels_last = output.ndim == 4 and layers.on_kernels(output)
@@ -107,14 +106,15 @@ def forward(case: Case, dtype: str) -> Trace:
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...]) -> Trace:
+def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict) -> Trace:
     """The case's first images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
-    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
+    shown = np.concatenate([batch.x, batch.u_w, batch.u_s])
+    images = state.normalize(shown[:3] if case.large else shown)
     yield "input", {"images": _array(images)}
     for mode in modes:
         (state.model.train if mode == "train" else state.model.eval)()
-        with paddle.no_grad(), _activations(state.model) as seen:
+        with paddle.no_grad(), _activations(state.model, collect()) as seen:
             state.model(images)
         yield f"{mode} activations", seen
 
@@ -127,8 +127,9 @@ def fresh(case: Case, dtype: str) -> Trace:
         yield FRESH_WEIGHTS, _named(model.state_dict().items())
 
 
-def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
-    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`.
+def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
+    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations in
+    dicts of the type `collect`.
 
     Of a large network's fresh weights, of which no digest is made, there are none.
     """
@@ -136,9 +137,9 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval",))
+        yield from _shown(state, case, ("eval",), collect)
         state.model.train()
-        yield from _steps(state, case, sections)
+        yield from _steps(state, case, sections, collect)
 
 
 def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
@@ -210,7 +211,8 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
         yield from _steps(_build(case), case, sections)
 
 
-def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]]) -> Trace:
+def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
+           collect: type = dict) -> Trace:
     if min(sections) > 0:
         _step_on_given_gradients(state, case)
     step_of_optimizer, clear, done = state.optimizer.step, state.optimizer.clear_grad, []
@@ -228,7 +230,7 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
     state.optimizer.step, state.optimizer.clear_grad = step_and_note, clear_later
     for step, wanted in sections.items():
         batch, lr = case.batch(step), state.scheduler.get_lr()
-        with _activations(state.model) as seen:
+        with _activations(state.model, collect()) as seen:
             found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},

@@ -4,9 +4,11 @@ The structured names agree but for batch norm's buffers (running_mean is _mean, 
 no num_batches_tracked). Linear weights are transposed: Torch [out, in], Paddle [in, out].
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+
+from parity.compare import Reading
 
 _BUFFERS = {"running_mean": "_mean", "running_var": "_variance"}
 _NAMES = ("weight", "bias", *_BUFFERS, "num_batches_tracked")
@@ -49,6 +51,18 @@ def named_as_torch(names: Iterable[str]) -> dict[str, str]:
     """{Torch's name: Paddle's name} of tensors."""
     back = {ours: theirs for theirs, ours in _BUFFERS.items()}
     return {prefix + back.get(last, last): name for name in names for prefix, last in (_split(name),)}
+
+
+def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
+    """The recorded arrays below `prefix`, under the names that follow it."""
+    names = [name[len(prefix) + 1:] for name in arrays if name.startswith(prefix + "/")]
+    return Reading(names, lambda name: arrays[f"{prefix}/{name}"])
+
+
+def as_torch(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
+    """The same under Torch's names and in its shapes."""
+    ours = named_as_torch(part(arrays, prefix))
+    return Reading(ours, lambda name: paddle_to_torch({ours[name]: arrays[f"{prefix}/{ours[name]}"]})[name])
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -50,8 +50,15 @@ class _Pool:
             self._idle_bytes += len(block)
             self._idle.append(block)
 
+    def give_up_idle(self):
+        """Gives all idle blocks back to the system."""
+        with self._lock:
+            self._idle.clear()
+            self._idle_bytes, self._most_used_bytes = 0, self._used_bytes
+
 
 _pool = _Pool()
+give_up_idle = _pool.give_up_idle  # where what comes next needs blocks of other sizes
 
 
 def empty(shape):

@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 
 from fixmatch import kernels, runtime
-from fixmatch.kernels import openmp
+from fixmatch.kernels import allocator, openmp
 from fixmatch.models import layers
 from parity.case import Case
 from parity.compare import ROUNDOFF, Row, raised
@@ -86,6 +86,7 @@ def _as_the_run(case: Case, threads: int | None) -> Iterator[str | None]:
     finally:
         if obeys:
             kernels.set_num_threads(before)
+            allocator.give_up_idle()
         layers.set_cpu_kernels(setting)
         paddle.device.set_device(device)
 
