@@ -29,4 +29,9 @@ def safetensors(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | np.ndarray
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for _, array in ordered:
-        yield np.ascontiguousarray(array.numpy() if hasattr(array, "numpy") else array).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(as_numpy(array)).reshape(-1).view(np.uint8)
+
+
+def as_numpy(array) -> np.ndarray:
+    """A numpy array as it is, or a copy on the host of a Paddle tensor."""
+    return array.numpy() if hasattr(array, "numpy") else array

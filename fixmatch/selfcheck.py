@@ -82,7 +82,7 @@ class _Parity:
 class SelfCheck:
     """The check before the first step. Starts at once, unless its verdict is known or parity.enabled is false.
 
-    It is two processes: in float64 with one thread, which has one order of summation, and as the run will train.
+    It is two processes that take about the same time; float64 has one thread, and so one order of summation.
     `result` waits for the verdict, `close` gives up on it.
     """
 
@@ -97,7 +97,7 @@ class SelfCheck:
             self.known["cached"] = True
             return
         run_threads = os.environ["OMP_NUM_THREADS"]
-        for part, threads in (("exact", "1"), ("trained", run_threads)):
+        for part, threads in (("first", "1"), ("second", run_threads)):
             self.parts.append(_Parity(config, threads))
             self.parts[-1].start("--self-check", part, "--threads", run_threads)
 
@@ -120,12 +120,13 @@ class SelfCheck:
 
 
 def _together(parts: list[dict]) -> dict:
-    """One verdict of several: that of the first which failed, or a pass over all their stages."""
+    """One verdict of several: that of the one whose failure names the fault, or a pass over all their stages."""
     failed = [part for part in parts if not part["passed"]]
     every = [stage for part in parts for stage in part["stages"]]
     seconds = max(part["seconds"] for part in parts)
     if failed:
-        return {**failed[0], "stages": every, "seconds": seconds}
+        named = min(failed, key=lambda part: part.get("rank") or 0)
+        return {**named, "stages": every, "seconds": seconds}
     tensors = sum(stage["tensors"] for stage in every)
     worst = max((stage["worst"]["rel"] for stage in every if stage["dtype"] == "float64"), default=0.0)
     verdict = (f"PARITY PASS {tensors}/{tensors} tensors, worst {worst:.1e} (gate {parts[0]['gate']:.0e}), "

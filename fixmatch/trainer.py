@@ -11,6 +11,7 @@ import paddle.nn.functional as F
 
 from fixmatch import checkpoint, checkpoints, distributed
 from fixmatch import step as algorithm
+from fixmatch.arrays import as_numpy
 from fixmatch.checkpoint import CheckpointError, Manifest, check_fit, load_weights
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
@@ -143,13 +144,14 @@ class Trainer:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What training has come to, as a checkpoint keeps it."""
-        arrays = {f"model/{name}": t.numpy() for name, t in self.state.model.state_dict().items()}
-        arrays |= {f"ema/{name}": t.numpy() for name, t in self.state.ema.average.state_dict().items()}
-        arrays |= {f"momentum/{name}": t.numpy() for name, t in self.state.optimizer.state().items()}
-        arrays |= {f"thresholds/{name}": t.numpy() for name, t in self.state.thresholds.items()}
-        if self.loader.cta:
-            arrays |= {f"augment/{name}": a for name, a in self.loader.cta.state().items()}
-        return arrays
+        return {name: as_numpy(array) for name, array in self._live().items()}
+
+    def _live(self) -> dict:
+        """The same, with Paddle's tensors as they are, which the next step changes."""
+        parts = {"model": self.state.model.state_dict(), "ema": self.state.ema.average.state_dict(),
+                 "momentum": self.state.optimizer.state(), "thresholds": self.state.thresholds,
+                 "augment": self.loader.cta.state() if self.loader.cta else {}}
+        return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
     def _save(self) -> None:
         """Rank 0 saves; the others wait for it before their next step, and know of the checkpoint."""
@@ -157,11 +159,11 @@ class Trainer:
             self.saved_step = self.step
             return
         self.monitor.check_place()
-        arrays = self.arrays()
+        arrays = self._live()
         if self.monitor.window.rows:
             arrays["log/rows"] = np.stack(self.monitor.window.rows)
         twin = self.written if self.saved_step == self.step else None  # an evaluation leaves the arrays as they are
-        if twin is None and not all(np.isfinite(a).all() for a in arrays.values()):
+        if twin is None and not all(np.isfinite(as_numpy(a)).all() for a in arrays.values()):
             raise NonFinite(f"a weight is not finite at step {self.step}")
         self.seconds = time.perf_counter() - self.started if self.started else self.seconds
         manifest = dataclasses.replace(

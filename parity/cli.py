@@ -23,7 +23,6 @@ from parity.report import Report
 
 # What else may be given beside an argument that is a command of its own.
 _BESIDE = {"list_plants": (), "write_goldens": (), "mutation_score": ("json",), "recording": ("config", "json")}
-_PARTS = {"all": stages.SELF_CHECK, "exact": stages.EXACT, "trained": stages.AS_IT_TRAINS}
 _NOT_IN_SELF_CHECK = ("stage", "steps")
 _NEEDS_TORCH = ("write_goldens", "mutation_score", "reprod_log", "seeds", "real_images")
 
@@ -71,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-plants", action="store_true", help="name the known bugs and stop")
     parser.add_argument("--mutation-score", action="store_true", help="try all known bugs and say which are caught")
     parser.add_argument("--write-goldens", action="store_true", help="record results for machines without Torch")
-    parser.add_argument("--self-check", nargs="?", const="all", choices=tuple(_PARTS),
-                        help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}; or those in "
-                        "float64, or those as the run trains")
+    parser.add_argument("--self-check", nargs="?", const="all", choices=("all", "first", "second"),
+                        help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}; or those of the "
+                        "first or second of its two processes")
     parser.add_argument("--threads", type=int, help="of the operators that train (default: as a run started here)")
     parser.add_argument("--recording", type=pathlib.Path, help=argparse.SUPPRESS)  # of a run's first steps
     return parser
@@ -149,7 +148,9 @@ def _prove(args) -> int:
 
 def _report(args, case: Case) -> Report:
     every = stages.stages(args.steps, thorough=not args.self_check, threads=args.threads)
-    chosen = list(_PARTS[args.self_check]) if args.self_check else list(every) if args.stage == "all" else [args.stage]
+    chosen = list(every) if args.stage == "all" else [args.stage]
+    if args.self_check:
+        chosen = stages.of_self_check(args.self_check, case)
     if not _installed("torch"):
         return prove.with_goldens(case, chosen, every)
     if args.self_check and not (args.seeds or args.real_images):

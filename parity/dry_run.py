@@ -7,6 +7,7 @@ checkpoints hold is compared with the recording. B labeled images, M = mu * B un
 """
 
 import gc
+import hashlib
 import json
 import pathlib
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from fixmatch import checkpoint, inputs, run
+from fixmatch.arrays import as_numpy
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.split import Split
@@ -35,7 +37,8 @@ LOGGED_GATE = 1e-6  # what is logged is the float32 number that was trained on, 
 
 
 class _Judged(Recorder):
-    """Hands each step to the mirror as it happens; of what a step leaves behind it writes the state alone.
+    """Hands each step to the mirror as it happens, of a large network the last one; of what a step leaves behind it
+    writes the state alone.
 
     Args:
         folder: for the states.
@@ -50,26 +53,30 @@ class _Judged(Recorder):
         self.rows: list[Row] = []
         self.seen: list[dict[str, np.ndarray]] = []  # batch and losses of each step
         self.left: Mapping[str, np.ndarray] = {}  # the state that the latest step has left behind
-        self.evaluated: dict[int, tuple[Mapping, dict]] = {}  # state and scores after so many steps
+        self.evaluated: dict[int, tuple[dict, dict]] = {}  # fingerprints of the state, and scores, after so many steps
 
     def _keep(self, name: str, arrays: dict) -> None:
-        now = Reading(arrays, lambda n: arrays[n] if isinstance(arrays[n], np.ndarray) else arrays[n].numpy())
+        now = Reading(arrays, lambda n: as_numpy(arrays[n]))
         if name == "start":
             self.rows += recording.start_rows(now)
+            if self.large:  # only the last step will be judged
+                return
         else:
-            # Of a large network one step is computed again from its images, and what all make of their gradients.
-            forward = not self.large or self.done
-            self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward)
+            if self.left:
+                self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward=True)
             self.seen.append({n: now[n] for n in now if n.startswith(("batch/", "losses/"))})
-        self._write(name, {n: a for n, a in arrays.items() if n.split("/")[0] in _STATE})
-        self.left = recording.Arrays(self.folder / f"{name}.safetensors")
+        state = [n for n in now if n.split("/")[0] in _STATE]
         if len(self.facts) >= 2:
-            self.evaluated[len(self.facts)] = self.left, _scores(self.mirror, self.left, self.source)
+            self.evaluated[len(self.facts)] = ({n: _fingerprint(now[n]) for n in state},
+                                               _scores(self.mirror, now, self.source))
+        if not self.done:
+            self._write(name, {n: arrays[n] for n in state})
+            self.left = recording.Arrays(self.folder / f"{name}.safetensors")
 
 
 def rows(case: Case) -> Iterator[Row]:
     """Rows of a dry run of `case`, in the order in which a fault would show."""
-    steps = 2 if case.large else 3  # the first has no momentum yet; each takes its time where weights are many
+    steps = 2 if case.large else 3  # the first has no momentum yet
     with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
         folder = pathlib.Path(scratch)
         config, source = short_config(case, folder / "run", steps), small_source(case)
@@ -88,6 +95,11 @@ def rows(case: Case) -> Iterator[Row]:
             yield from _score_rows(line, recorder.evaluated[line["step"]][1])
         yield from _checkpoint_rows(folder / "run", source, {n: kept for n, (kept, _) in recorder.evaluated.items()},
                                     evaluations)
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    """Equal for equal arrays."""
+    return f"{array.dtype} {array.shape} {hashlib.sha256(np.ascontiguousarray(array)).hexdigest()}"
 
 
 def batch_rows(config: Config, source: Source, split: Split, after: list[dict], first_step: int = 0,
@@ -151,14 +163,17 @@ def _score_rows(line: dict, scores: dict[str, dict[str, float]]) -> Iterator[Row
                       np.array(expected[k]))
 
 
-def _checkpoint_rows(folder: pathlib.Path, source: Source, after: dict[int, Mapping],
+def _checkpoint_rows(folder: pathlib.Path, source: Source, live: dict[int, dict[str, str]],
                      evaluations: list[dict]) -> Iterator[Row]:
-    """A checkpoint holds the state that was live after its step, and says what it is of."""
+    """A checkpoint holds the state that was live after its step, by its fingerprints, and says what it is of."""
     best = max(evaluations, key=lambda line: line["ema"]["top1"])["step"]  # of equal ones the first
-    for which, step in (("best", best), ("latest", max(after))):
+    for which, step in (("best", best), ("latest", max(live))):
         saved = checkpoint.load(folder / "checkpoints" / which)
-        for name in [*after[step], *(n for n in saved.arrays if n not in after[step] and not n.startswith("augment/"))]:
-            yield exact(f"checkpoint {which}/{name}", saved.arrays.get(name), after[step].get(name))
+        found = {n: _fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
+        for name in [*live[step], *(n for n in found if n not in live[step])]:
+            equal = found.get(name) == live[step].get(name)
+            apart = 0.0 if equal else np.inf
+            yield Row(f"checkpoint {which}/{name}", apart, apart, equal, "" if equal else "not what was live")
         yield exact(f"checkpoint {which}/step", np.array(saved.manifest.step), np.array(step))
     history = {name: [line[name]["top1"] for line in evaluations] for name in ("raw", "ema")}
     latest = saved.manifest

@@ -37,10 +37,10 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
     return _report(case, results, started)
 
 
-def self_check(case: Case, names: Iterable[str], every: dict[str, Stage]) -> Report:
+def self_check(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
     """Runs stages of the self-check, on half the images, and what it can on one network."""
     started, case = time.perf_counter(), case.small()
-    return _report(case, list(run_chosen(stages.of_self_check(names, case), case, every, together=True)), started)
+    return _report(case, list(run_chosen(chosen, case, every, together=True)), started)
 
 
 def _report(case: Case, results: list[StageResult], started: float) -> Report:
@@ -63,7 +63,8 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
         raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install {OPTIONAL['torch']}; without it: "
                           f"{', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
     golden, exact = goldens.nearest(case.config.model)
-    together = stages.run_together(goldens.CASES[golden], goldens.read(golden, goldens.WHOLE))
+    together = stages.run_together(goldens.CASES[golden], goldens.read(golden, goldens.WHOLE)) if any(
+        name in stages.TOGETHER for name in possible) else {}
     results = [together[name] if name in together else _with_golden(every[name], golden) if name == "loss"
                else run_stage(every[name], case) for name in possible]
     shape = f"{golden} with the reference's hyper-parameters" + (

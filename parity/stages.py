@@ -18,14 +18,13 @@ from parity.case import SMALL, Case
 from parity.compare import Row, Trace, compare, compare_tensor, raised
 from parity.hints import hint_for
 
-# What runs before training, in two processes: in float64 and on one thread, and as the run trains.
-EXACT = ("reference", "config", "schedule", "augment", "data", "forward", "metric", "loss", "backward", "optimizer",
-         "ema", "scaler", "resume", "convert")
-AS_IT_TRAINS = ("operators", "run")
+# What runs before training.
 SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators", "forward", "metric", "loss",
               "backward", "optimizer", "ema", "scaler", "run", "resume", "convert")
 ON_THE_CPU = ("config", "schedule", "augment", "data", "ranks")  # wherever the run trains
 END_TO_END = ("run", "resume", "convert", "ranks")
+# Of these the second of a self-check's two processes takes these, so that both take about the same time.
+_SECOND, _SECOND_UNLESS_LARGE = ("config", "augment", "data", "run"), ("operators",)
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
@@ -163,15 +162,19 @@ def first_failure(failed: list[StageResult]) -> StageResult | None:
     A stage that looks at one thing names it. Where none of those fails, stage `reference` comes before the runs from
     end to end: both sides of those then agree, and are wrong.
     """
-    def rank(result: StageResult) -> int:
-        return 1 if result.stage == "reference" else 2 if result.stage in END_TO_END else 0
-
     return min(failed, key=rank, default=None)
 
 
-def of_self_check(names: Iterable[str], case: Case) -> list[str]:
-    """Those of the stages `names` that a self-check has time for."""
-    return [name for name in names if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)]
+def rank(result: StageResult) -> int:
+    """Of two stages that failed, the one of the lower rank names the fault."""
+    return 1 if result.stage == "reference" else 2 if result.stage in END_TO_END else 0
+
+
+def of_self_check(part: str, case: Case) -> list[str]:
+    """The stages that a self-check has time for: "all", or those of its "first" or "second" process."""
+    second = _SECOND if case.large else _SECOND + _SECOND_UNLESS_LARGE
+    return [name for name in SELF_CHECK if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)
+            and part in ("all", "second" if name in second else "first")]
 
 
 def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
