@@ -117,6 +117,8 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect)
         state.model.train()
+        if case.large:
+            _step_on_given_gradients(state, case)
         yield from _steps(state, case, sections, collect)
 
 
@@ -199,8 +201,6 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
             gradients.update((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
                              if p.grad is not None)
 
-    if min(sections) > 0:
-        _step_on_given_gradients(state, case)
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
         batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]

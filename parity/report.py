@@ -74,9 +74,9 @@ class Report:
         """All of it but the single tensors, ready for json.dumps."""
         failure = self.first_failure()
         return {"verdict": self.verdict(), "passed": self.passed, "rank": failure and rank(failure),
-                "seconds": round(self.seconds, 3), "aside": self.aside, "against": self.against, "subject": self.subject, "versions": versions(),
-                "gate": float64_gate(), "declared_deviations": list(DECLARED_DEVIATIONS),
-                "stages": [_stage_json(r) for r in self.results]}
+                "seconds": round(self.seconds, 3), "aside": self.aside, "against": self.against,
+                "subject": self.subject, "versions": versions(), "gate": float64_gate(),
+                "declared_deviations": list(DECLARED_DEVIATIONS), "stages": [_stage_json(r) for r in self.results]}
 
 
 def versions() -> dict[str, str | None]:

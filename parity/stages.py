@@ -31,7 +31,7 @@ _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
             "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
 _TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
-_LARGE_STEP = {1: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
+_LARGE_STEP = {0: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -196,7 +196,7 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
 def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
     """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
 
-    The first step of a large network is of given gradients, and not compared. Its two sides are not in memory at the
+    A large network takes one step, after one on given gradients that is not compared. Its two sides are not in memory at the
     same time, and digests of their tensors are compared; how fresh weights are drawn is looked at on a small one.
 
     Args:

@@ -129,7 +129,7 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
     """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations in
-    dicts of the type `collect`.
+    dicts of the type `collect`. Before the steps of a large network one is taken on given gradients.
 
     Of a large network's fresh weights, of which no digest is made, there are none.
     """
@@ -139,6 +139,8 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect)
         state.model.train()
+        if case.large:
+            _step_on_given_gradients(state, case)
         yield from _steps(state, case, sections, collect)
 
 
@@ -205,16 +207,13 @@ def _losses(found) -> dict[str, np.ndarray]:
 
 
 def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace:
-    """Free-running steps; `sections` says for each what of it is wanted. Where they start with step 1, step 0 is of
-    given gradients, which takes less time."""
+    """Free-running steps 0, 1, ...; `sections` says for each what of it is wanted."""
     with precision(dtype):
         yield from _steps(_build(case), case, sections)
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
-    if min(sections) > 0:
-        _step_on_given_gradients(state, case)
     step_of_optimizer, clear, done = state.optimizer.step, state.optimizer.clear_grad, []
 
     def step_and_note(*args):
@@ -250,7 +249,8 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
 
 
 def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
-    """The optimizer and the schedule take one step, so that there is momentum in the next."""
+    """The optimizer and the schedule take one step, so that there is momentum in the next. A whole step takes longer.
+    """
     for name, parameter in state.model.named_parameters():
         if name not in IDLE:
             theirs, = named_as_torch([name])

@@ -32,49 +32,63 @@ def rows(label: str, config: Config, lr: float, before: Mapping[str, np.ndarray]
         before, after: what was recorded.
         skipped: whether gradients had overflowed: then momentum and weights are to stay what they were.
     """
-    gradients, weights, average = (as_torch(after, part) for part in ("gradient", "model", "ema"))
-    old_weights, old_average = as_torch(before, "model"), as_torch(before, "ema")
-    momentum, old_momentum = (as_torch(arrays, "momentum") if config.optim.momentum > 0 else {}
-                              for arrays in (after, before))
+    gradients = as_torch(after, "gradient")
+    old_momentum, momentum = (as_torch(arrays, "momentum") if config.optim.momentum > 0 else {}
+                              for arrays in (before, after))
+    old_weights, weights = (as_torch(arrays, "model") for arrays in (before, after))
     norms = _norms(gradients) if config.train.clip_grad_norm else {}
     parameters = [name for name in old_weights if not _is_buffer(name)]
     for name in parameters:
-        alone = _alone(name, old_weights[name])
-        parameter, = alone.parameters()
-        optim = config.optim
-        optimizer = TwoGroupSGD(alone, lr, optim.momentum, optim.weight_decay, optim.nesterov)
-        if name in old_momentum:
-            optimizer.state[parameter]["momentum_buffer"] = _tensor(old_momentum[name])
-        if name in gradients:
-            parameter.grad = _tensor(gradients[name])
-            if norms:
-                torch.nn.utils.clip_grads_with_norm_(parameter, config.train.clip_grad_norm, norms[name])
-        if not skipped:
-            optimizer.step()
-        expected = optimizer.momentum_buffers().get(name)
-        if skipped and expected is None and name in momentum:  # that the step had made and has taken back to 0
-            expected = torch.zeros_like(parameter)
-        if name in momentum or (expected is not None and optim.momentum > 0):
-            yield near(f"{label} momentum/{name}", momentum.get(name), None if expected is None else expected.numpy(),
-                       MOMENTUM_GATE)
-        expected = parameter.grad = None
-        optimizer.state.clear()
-        old = _tensor(old_weights[name]).numpy()
+        gradient = gradients.get(name)
+        moved, velocity = _moved(name, old_weights[name], old_momentum.get(name), None if skipped else gradient, config,
+                                 lr, norms.get(name))
+        if skipped and velocity is None and name in momentum:  # that the step had made and has taken back to 0
+            velocity = np.zeros_like(moved)
+        if name in momentum or velocity is not None:
+            yield near(f"{label} momentum/{name}", momentum.get(name), velocity, MOMENTUM_GATE)
+        velocity = gradient = None  # so that fewer arrays of this size are in memory
+        old = old_weights[name].astype(np.float64)
         rounding = 2 * np.finfo(np.float32).eps * max(float(old.max()), -float(old.min()))
-        expected = parameter.detach().numpy()
-        expected -= old
-        yield near(f"{label} weights/{name}", np.subtract(weights[name], old, out=old), expected, GATE,
+        yield near(f"{label} weights/{name}", np.subtract(weights[name], old, out=old), moved, GATE,
                    floor=rounding / GATE)
     for name in (n for n in momentum if n not in parameters):
         yield near(f"{label} momentum/{name}", momentum[name], None, MOMENTUM_GATE)
-    for name in old_weights:
-        alone = _alone(name, old_average[name])
-        ema = EMA(alone, config.ema.decay)
-        tensor, = alone.state_dict().values()
-        tensor.copy_(torch.from_numpy(weights[name]))  # the average follows the weights as they were recorded
-        ema.update()
-        expected, = ema.average.state_dict().values()
-        yield near(f"{label} ema/{name}", average.get(name), expected.numpy(), AVERAGE_GATE)
+    old_average, average = (as_torch(arrays, "ema") for arrays in (before, after))
+    for name in old_weights:  # the average follows the weights as they were recorded
+        yield near(f"{label} ema/{name}", average.get(name),
+                   _averaged(name, old_average[name], weights[name], config.ema.decay), AVERAGE_GATE)
+
+
+def _moved(name: str, weights: np.ndarray, velocity: np.ndarray | None, gradient: np.ndarray | None, config: Config,
+           lr: float, norm: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the mirror's optimizer adds to one parameter, and its momentum after that, None where it has none.
+
+    Args:
+        norm: of the gradients of the parameter's group, where they are clipped.
+    """
+    alone, optim = _alone(name, weights), config.optim
+    parameter, = alone.parameters()
+    optimizer = TwoGroupSGD(alone, lr, optim.momentum, optim.weight_decay, optim.nesterov)
+    if velocity is not None:
+        optimizer.state[parameter]["momentum_buffer"] = _tensor(velocity)
+    if gradient is not None:
+        parameter.grad = _tensor(gradient)
+        if norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameter, config.train.clip_grad_norm, norm)
+        optimizer.step()
+    after = optimizer.momentum_buffers().get(name)
+    return parameter.detach().sub_(_tensor(weights)).numpy(), None if after is None else after.numpy()
+
+
+def _averaged(name: str, old: np.ndarray, weights: np.ndarray, decay: float) -> np.ndarray:
+    """What the mirror's average makes of one tensor."""
+    alone = _alone(name, old)
+    ema = EMA(alone, decay)
+    tensor, = alone.state_dict().values()
+    tensor.copy_(torch.from_numpy(weights))
+    ema.update()
+    average, = ema.average.state_dict().values()
+    return average.numpy()
 
 
 def _is_buffer(name: str) -> bool:

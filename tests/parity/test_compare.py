@@ -53,3 +53,18 @@ def test_figures_of_a_row_are_numbers_that_json_has():
     """A floor may be a float32, as finfo gives it."""
     row = near("t", np.float32([1e-9]), np.float32([0.0]), 1.0, floor=np.finfo(np.float32).eps * 4)
     assert json.dumps([row.absolute, row.relative]) == f"[{row.absolute}, {row.relative}]"
+
+
+@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize("place", [0, 40_000, 99_999])
+def test_one_element_anywhere_in_a_large_tensor_shows(norm, place):
+    reference = np.full(100_000, 2.0)
+    ours = reference.astype(np.float32)
+    assert near("t", ours, reference, 0.0, norm=norm).passed
+    ours[place] = 5.0
+    row = near("t", ours, reference, 1e-6, norm=norm)
+    assert not row.passed
+    assert row.absolute == 3.0
+    assert row.relative == pytest.approx(1.5 if norm == "max" else 1.5 / np.sqrt(100_000))
+    ours[place] = np.nan
+    assert not near("t", ours, reference, np.inf, norm=norm).passed

@@ -10,7 +10,7 @@ import pytest
 from running import ROOT, first_of
 
 from fixmatch.config import SSLConfig
-from parity import stages
+from parity import goldens, stages
 from parity.case import small_case
 from parity.compare import Row
 
@@ -111,3 +111,13 @@ def test_a_recorded_trace_replaces_the_reference():
 def test_nothing_compared_is_no_pass():
     empty = stages.compared("empty", "-", lambda case: [], lambda case: [])
     assert not stages.run_stage(empty, None).passed
+
+
+@pytest.mark.parametrize("name", ["wideresnet-10-2", "wideresnet-28-2", "resnext-29-8x64"])
+def test_the_two_processes_of_a_self_check_share_its_stages(name):
+    case = goldens.CASES[name]
+    first, second, every = (stages.of_self_check(part, case) for part in ("first", "second", "all"))
+    assert sorted(first + second) == sorted(every)
+    assert set(every) <= set(stages.SELF_CHECK)
+    assert set(stages.SELF_CHECK) - set(every) == ({"resume", "convert"} if case.large else
+                                                   {"convert"} if name == "wideresnet-28-2" else set())
