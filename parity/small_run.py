@@ -14,14 +14,19 @@ from fixmatch import inputs
 from fixmatch import step as algorithm
 from fixmatch.config import Config
 from fixmatch.data.dataset import Dataset, Source
+from fixmatch.kernels import allocator
 from fixmatch.models import build_model
 from parity.case import CONFIDENT_LOGITS, Case
 
 
 @contextlib.contextmanager
 def training_on(source: Source) -> Iterator[None]:
-    """Production runs read `source` in the place of their data set, start with a confident network, and are silent."""
+    """Production runs read `source` in the place of their data set, start with a confident network, and are silent.
+
+    Their operators' outputs share memory as those of a batch of the run's size do, however small they are.
+    """
     with (mock.patch.object(inputs, "load_source", return_value=source),
+          mock.patch.object(allocator, "POOL_FROM", 1),
           mock.patch.object(algorithm, "build_model", _confident_model), contextlib.redirect_stdout(io.StringIO())):
         yield
 

@@ -196,8 +196,8 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
 def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
     """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
 
-    A large network takes one step, after one on given gradients that is not compared. Its two sides are not in memory at
-    the same time, and digests of their tensors are compared; how fresh weights are drawn is looked at on a small one.
+    A large network takes one step, after one on given gradients that is not compared. Digests of its two sides, which
+    are not in memory together, are compared; how fresh weights are drawn is looked at on a small network.
 
     Args:
         recorded: the digests of the reference's side, where Torch is not to be asked.

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle.base import core
 
-_POOL_FROM = 1 << 20  # bytes
+POOL_FROM = 1 << 20  # bytes
 _SLACK = 1.1  # blocks in use and idle together, relative to the most that was in use at one time
 
 
@@ -64,7 +64,7 @@ give_up_idle = _pool.give_up_idle  # where what comes next needs blocks of other
 def empty(shape):
     """An uninitialized float32 tensor of this shape."""
     nbytes = 4 * prod(shape)
-    if nbytes < _POOL_FROM:
+    if nbytes < POOL_FROM:
         return paddle.empty(shape, dtype="float32")
     block = _pool.take(nbytes)
     array = np.frombuffer(block, dtype=np.float32).reshape(shape)

@@ -1,16 +1,21 @@
 """The production Loader under a run's own settings, on images that say which they are."""
 
+import dataclasses
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from fixmatch import inputs
+from fixmatch.data.augment import ctaugment
+from fixmatch.data.split import draw_split
 from parity.batches import contents, draws, order, probes
 from parity.batches.contents import exact
 from parity.batches.settings import Probe, probe
 from parity.batches.watch import Drawn, drawn_only, watched
 from parity.case import Case
 from parity.compare import Row, compare_tensor
+from parity.small_run import small_source
 
 _DRAWS, _FEW_DRAWS = 100_000, 20_000
 _STEPS, _FEW_STEPS = 10_000, 2_000  # at most, however small the batches
@@ -34,12 +39,38 @@ def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
     if not all(row.passed for row in shapes):
         return
     yield from order.split(run.split, run.data.labels, run.per_class, run.include_labeled, whole=True)
+    yield from _split_seeds(case)
     yield from _shown(run)
     yield from _order(run)
+    if run.strong == "ctaugment":
+        yield from _rates(case.seed)
     yield from _pictures(run, 3 if thorough else 1)
     yield from _draws(run, *((_DRAWS, _STEPS, _APART) if thorough else (_FEW_DRAWS, _FEW_STEPS, _FEW_APART)))
     yield exact("data/images are as they were", before == zlib.crc32(run.data.images),
                 "the Loader wrote to the data set")
+
+
+def _split_seeds(case: Case) -> Iterator[Row]:
+    """A split is that of data.split_seed, 0 included, and of run.seed where there is none."""
+    source, classes, config = small_source(case), case.num_classes, case.config
+    for split_seed, run_seed, seed in ((None, 3, 3), (0, 3, 0), (5, 3, 5)):
+        data = dataclasses.replace(config.data, num_labeled=classes, labels_per_class=(), split_file="", fold=None,
+                                   split_seed=split_seed)
+        run = dataclasses.replace(config.run, seed=run_seed)
+        found = inputs.choose_split(dataclasses.replace(config, data=data, run=run), source)
+        expected = draw_split(source.train.labels, classes, classes, seed, data.include_labeled)
+        yield compare_tensor(f"split/labeled images with data.split_seed {split_seed}", found.labeled, expected.labeled)
+
+
+def _rates(seed: int) -> Iterator[Row]:
+    """CTAugment's rates for a step are the same however early its batch is made."""
+    rng, augment, early = np.random.default_rng(seed), ctaugment.CTAugment(lag=3), {}
+    for finished in range(8):
+        early |= {step: augment.policy(step).rates.copy() for step in range(finished, finished + 4) if step not in early}
+        yield compare_tensor(f"draws/rates of step {finished}", augment.policy(finished).rates, early[finished])
+        plan = ctaugment.draw_probe(rng, 4)
+        augment.update(finished + 1, plan.op, plan.level, rng.random(4))
+    yield exact("draws/rates learn", not np.array_equal(early[0], early[finished]), "those of steps 0 and 7 are equal")
 
 
 def _shown(run: Probe) -> Iterator[Row]:

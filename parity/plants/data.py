@@ -6,8 +6,9 @@ from functools import partial
 
 import numpy as np
 
+from fixmatch import inputs
 from fixmatch.data import split
-from fixmatch.data.augment import randaugment, views
+from fixmatch.data.augment import ctaugment, randaugment, views
 from fixmatch.data.sources import cifar
 from parity.plants.plant import Patch, Plant
 
@@ -115,6 +116,20 @@ def _chosen(patch: Patch, choose: Callable) -> None:
     patch(split, "draw_split", changed)
 
 
+def _split_seed_0_unset(patch: Patch) -> None:
+    choose_split = inputs.choose_split
+
+    def changed(config, source, recorded=None):
+        data = dataclasses.replace(config.data, split_seed=config.data.split_seed or None)
+        return choose_split(dataclasses.replace(config, data=data), source, recorded)
+
+    patch(inputs, "choose_split", changed)
+
+
+def _newest_rates(patch: Patch) -> None:
+    patch(ctaugment.CTAugment, "policy", lambda self, step: ctaugment.Policy(self.history[max(self.history)]))
+
+
 PLANTS = [
     Plant("wrong-mean", "config", "ImageNet's mean for CIFAR-10",
           partial(_cifar10_statistics, mean=(0.485, 0.456, 0.406))),
@@ -142,6 +157,9 @@ PLANTS = [
     Plant("labeled-removed-from-unlabeled", "augment", "unlabeled images without the labeled ones", _labeled_left_out),
     Plant("split-with-replacement", "augment", "an image may be drawn as a label twice",
           partial(_chosen, choose=lambda rng, images, count: rng.choice(images, count))),
+    Plant("split-seed-0-unset", "data", "data.split_seed: 0 counts as none", _split_seed_0_unset),
+    Plant("ctaugment-newest-rates", "data", "a batch draws from the rates of the moment at which it is made",
+          _newest_rates, settings=("augment.strong=ctaugment",)),
     Plant("split-of-the-first-images", "augment", "the first images of each class are labeled under every seed",
           partial(_chosen, choose=lambda rng, images, count: images[:count])),
 ]
