@@ -92,6 +92,7 @@ _HINTS = (
     ("data", "order/*batch*", "a batch that depends on more than seed, rank and step, or changes while it waits"),
     ("data", "order/*", "images that are not shown equally often, in a new order each pass, ranks apart"),
     ("data", "ranks/*", "the share of the batches that this rank takes"),
+    ("data", "draws/rates *", "rates of CTAugment other than those that a fixed number of steps before has left"),
     ("data", "draws/* differ", "a random generator that is not seeded by seed, rank and step"),
     ("data", "draws/* independent", "two random draws that depend on each other"),
     ("data", "draws/*", "a random draw with another distribution"),

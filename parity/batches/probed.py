@@ -66,7 +66,8 @@ def _rates(seed: int) -> Iterator[Row]:
     """CTAugment's rates for a step are the same however early its batch is made."""
     rng, augment, early = np.random.default_rng(seed), ctaugment.CTAugment(lag=3), {}
     for finished in range(8):
-        early |= {step: augment.policy(step).rates.copy() for step in range(finished, finished + 4) if step not in early}
+        for step in range(finished, finished + augment.lag + 1):
+            early.setdefault(step, augment.policy(step).rates.copy())
         yield compare_tensor(f"draws/rates of step {finished}", augment.policy(finished).rates, early[finished])
         plan = ctaugment.draw_probe(rng, 4)
         augment.update(finished + 1, plan.op, plan.level, rng.random(4))

@@ -6,12 +6,15 @@ sum: they are tried on a ResNeXt.
 """
 
 import collections
+import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle.base import core
 
 from fixmatch import kernels
 from fixmatch.kernels import allocator, loops, onednn, ops
