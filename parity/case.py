@@ -158,21 +158,24 @@ def policy_probe(case: Case) -> tuple[SSLConfig, tuple[int, np.ndarray], list[tu
 
     A step is (logits_x, logits_u_w, logits_u_s, index_u), float64 and int64. Confidences are of all sizes, so that some
     lie next to each threshold, wherever it is; images come again with another label; the statistics move fast, and
-    half of the confidences are so high that FlexMatch learns soon.
+    half of the confidences are so high that FlexMatch learns soon. In every other step no strong view is of the last
+    class.
     """
     rng, classes = np.random.default_rng([case.seed, 3]), case.num_classes
     ssl = dataclasses.replace(case.config.ssl, policy_decay=min(case.config.ssl.policy_decay, 0.8))
     images, shown = 130, 120
     steps = []
-    for _ in range(6):
+    for step in range(6):
         sizes = np.concatenate([np.linspace(low, 0.999, shown // 2) for low in (1 / classes + 0.01, 0.9)])
         confidence = rng.permutation(sizes)[:, None]  # [M, 1]
         rest = rng.uniform(0.5, 1.0, (shown, classes))
         label = np.arange(classes) == rng.choice(classes, shown, p=_uneven(classes))[:, None]
         rest[label] = 0
         weak = np.where(label, confidence, (1 - confidence) * rest / rest.sum(axis=1, keepdims=True))
-        steps.append((rng.standard_normal((4, classes)) * 3, ssl.temperature * np.log(weak),
-                      rng.standard_normal(weak.shape) * 3, rng.permutation(images)[:shown]))
+        strong = rng.standard_normal(weak.shape) * 3
+        strong[:, -1] -= 40 * (step % 2)
+        steps.append((rng.standard_normal((4, classes)) * 3, ssl.temperature * np.log(weak), strong,
+                      rng.permutation(images)[:shown]))
     return ssl, (images, 1 + np.arange(classes) % 3), steps
 
 

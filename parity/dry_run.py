@@ -167,9 +167,13 @@ def _checkpoint_rows(folder: pathlib.Path, source: Source, live: dict[int, dict[
                      evaluations: list[dict]) -> Iterator[Row]:
     """A checkpoint holds the state that was live after its step, by its fingerprints, and says what it is of."""
     best = max(evaluations, key=lambda line: line["ema"]["top1"])["step"]  # of equal ones the first
+    prints: dict[int, dict[str, str]] = {}  # by file, since the two checkpoints may share one
     for which, step in (("best", best), ("latest", max(live))):
         saved = checkpoint.load(folder / "checkpoints" / which)
-        found = {n: _fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
+        file = next((folder / "checkpoints" / which).glob("arrays-*")).stat().st_ino
+        if file not in prints:
+            prints[file] = {n: _fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
+        found = prints[file]
         for name in [*live[step], *(n for n in found if n not in live[step])]:
             equal = found.get(name) == live[step].get(name)
             apart = 0.0 if equal else np.inf

@@ -11,16 +11,18 @@ norms the one of the most pixels, whose sums are the longest.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import paddle
 
 from fixmatch import kernels, runtime
+from fixmatch import step as algorithm
 from fixmatch.kernels import allocator, openmp
 from fixmatch.models import layers
-from parity.case import Case
-from parity.compare import ROUNDOFF, Row, raised
+from parity.case import SMALL, Case
+from parity.compare import ROUNDOFF, Row, exact, raised
 from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
 from parity.operators.kinds import pairs
@@ -33,6 +35,7 @@ _EXACT_WORK, _EXACT_ELEMENTS = 3e9, 8e6
 _FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
 # Batches, and their maps, of which the first is taken that is cheap enough.
+_MANY_WEIGHTS = 1e6  # a call of more is not tried with the first of them, unless thorough: each batch takes its time
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
 
 
@@ -48,6 +51,7 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
         threads: of the kernels and Paddle's operators; None: as many as a run that is started here would use.
     """
     with _as_the_run(case, threads) as amp:
+        yield _joint_forward(case)
         calls = distinct_calls(case)
         for number, call in enumerate(calls):
             if call.kind == "unknown":
@@ -55,11 +59,28 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
                 continue
             favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
             share = (_THOROUGH if thorough else 1) / len(calls)
-            for part, (batch, size, distinct) in enumerate(_batches(case, call, share, _FAVOUR if favoured else 1)):
-                modes = ("train", "eval") if thorough or part < len(_SMALL) else ("train",)
+            small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALL[1:]
+            batches = [*_batches(case, call, share, _FAVOUR if favoured else 1, small)]
+            for part, (batch, size, distinct) in enumerate(batches):
+                modes = ("train", "eval") if thorough or part < len(small) else ("train",)
                 rng = np.random.default_rng([case.seed, number, part])
                 probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
                 yield from _judged(probe, _roundoff(amp))
+
+
+def _joint_forward(case: Case) -> Row:
+    """A step passes all its images through the network at once, as many as the run has. The network is small here."""
+    train, small = case.config.train, dataclasses.replace(case.config, model=SMALL[case.config.model.arch])
+    case = dataclasses.replace(case, config=small, image_size=4, batch_size=train.batch_size, mu=train.mu)
+    batch, (unlabeled, label_counts), seen = case.batch(0), case.label_facts(), []
+    batch = batch._replace(index_u=np.arange(len(batch.u_w)) % unlabeled)
+    state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std, unlabeled, label_counts)
+    state.model.register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
+    if case.config.ssl.mode == "none":
+        algorithm.supervised_step(state, batch)
+    else:
+        algorithm.train_step(state, batch, case.config.ssl)
+    return exact("joint forward/images", np.array(seen), np.array([batch_size(case)]))
 
 
 def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
@@ -104,12 +125,13 @@ def _first_favoured(call: Call) -> tuple[float, ...]:
     return -pixels, *_cost_of_image(call)
 
 
-def _batches(case: Case, call: Call, share: float, favour: int) -> Iterator[tuple[int, tuple[int, int], int]]:
-    """(batch, rows and columns, how many distinct images) of each probe of a call, for this share of the cost."""
+def _batches(case: Case, call: Call, share: float, favour: int, small) -> Iterator[tuple[int, tuple[int, int], int]]:
+    """(batch, rows and columns, how many distinct images) of each probe of a call, for this share of the cost: first
+    the `small` ones, then the run's own."""
     work, elements = _cost_of_image(call)
     exact = share * min(_EXACT_WORK / work, _EXACT_ELEMENTS / elements)  # images of the run
     pixels = call.size[0] * call.size[1]
-    for batch, maps in _SMALL:
+    for batch, maps in small:
         cheap = [size for size in maps if batch * size[0] * size[1] <= exact * pixels]
         yield batch, (cheap or maps[-1:])[0] if pixels > 1 else (1, 1), batch
     rows, columns = call.size

@@ -43,6 +43,11 @@ class Call:
         return self.channels * max(self.outputs, 1) * self.kernel**2 / self.groups / self.stride**2
 
     @property
+    def weights(self) -> float:
+        """Of a convolution or the classifier; 0 of other layers."""
+        return self.channels * self.outputs * self.kernel**2 / self.groups
+
+    @property
     def algorithm(self) -> tuple:
         """What calls have in common that differ in size only."""
         return self.kind, self.kernel, self.stride, self.groups > 1, self.activation

@@ -72,6 +72,11 @@ def _interleaved_twice(forward, state, images, b, m):
     return _interleave(_interleaved(forward, state, images, b, m), 2 * (m // b) + 1)
 
 
+def _in_parts(right, state, images, b, m):
+    return paddle.concat([right(state, part) for part in images.split([512, len(images) - 512])]
+                         ) if len(images) > 512 else right(state, images)
+
+
 PLANTS = [
     Plant("weak-and-strong-swapped", "backward", "pseudo-labels from the strong views", _weak_and_strong_swapped),
     Plant("strided-chunk", "backward", "weak and strong logits taken from alternating rows",
@@ -82,6 +87,8 @@ PLANTS = [
           partial(_joint_forward, changed=_weak_without_gradient)),
     Plant("separate-forwards", "backward", "one forward pass for each part, with batch statistics of its own",
           partial(_joint_forward, changed=_each_part_alone)),
+    Plant("forward-in-parts", "operators", "more than 512 images go through the network in parts, to save memory",
+          partial(_joint_forward, changed=_in_parts)),
     Plant("interleave-not-undone", "backward", "logits left in the interleaved order",
           partial(_joint_forward, changed=_interleaved)),
     Plant("interleave-undone-wrongly", "backward", "interleaved a second time instead of its inverse",
