@@ -6,15 +6,12 @@ sum: they are tried on a ResNeXt.
 """
 
 import collections
-import math
-import weakref
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle.base import core
 
 from fixmatch import kernels
 from fixmatch.kernels import allocator, loops, onednn, ops
@@ -311,22 +308,6 @@ def allocator_block_in_use(patch):
     patch(allocator._pool, "give", lambda block: None)
 
 
-def allocator_by_tensor(patch):
-    """The last tensor in Python gives the memory back, which autograd may still read."""
-    def changed(shape):
-        nbytes = 4 * math.prod(shape)
-        if nbytes < allocator.POOL_FROM:
-            return paddle.empty(shape, dtype="float32")
-        block = allocator._pool.take(nbytes)
-        array = np.frombuffer(block, dtype=np.float32).reshape(shape)
-        tensor = paddle.empty([0], dtype="float32")
-        tensor.get_tensor()._share_data_with(core.from_dlpack(array.__dlpack__()))
-        weakref.finalize(tensor, allocator._pool.give, block).atexit = False
-        return tensor
-
-    patch(ops, "empty", changed)
-
-
 # Paddle's own operators, where the kernels are off
 
 
@@ -438,6 +419,4 @@ def _plant(name: str, what: str, put_in: Callable, arch: str = "wideresnet", cpu
                  cpu_kernels=cpu_kernels, settings=settings)
 
 
-PLANTS = [*(_plant(*row) for row in _TABLE),
-          Plant("allocator-by-tensor", "run", "memory is handed out again while autograd still reads it",
-                partial(_on_fresh_primitives, put_in=allocator_by_tensor), cpu_kernels="on")]
+PLANTS = [_plant(*row) for row in _TABLE]
