@@ -23,8 +23,6 @@ PUBLISHED = {"wideresnet": ModelConfig("wideresnet", 28, 2), "resnext": ModelCon
 CONFIDENT_LOGITS = {"wideresnet": 16.0, "resnext": 5.0}
 _CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: rounding is amplified 40 times
 
-GIVEN = "gradient"  # the salt of the draws of gradients that are given
-
 _LARGE = 5e6  # weights
 _UNLABELED = 40  # images in all that a policy keeps account of, more than a step shows
 _DRAWN = 65_537  # numbers of a larger tensor that are drawn, and repeated: a prime, so that no two rows are alike

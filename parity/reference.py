@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from parity.case import GIVEN, IDLE, Case, loss_probes, policy_probe, scaled_updates
+from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import FRESH_WEIGHTS, Reading, Trace
 from parity.mirror import evaluation, losses, scaler, schedule, thresholds
 from parity.mirror import step as algorithm
@@ -117,8 +117,6 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect)
         state.model.train()
-        if case.large:
-            _step_on_given_gradients(state, case)
         yield from _steps(state, case, sections, collect)
 
 
@@ -194,42 +192,34 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
-    gradients: dict[str, torch.Tensor] = {}  # Torch's SGD leaves them as they are
-
     def note(*_):
         if "gradients" in wanted:
-            gradients.update((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
-                             if p.grad is not None)
+            tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
+            for name, array in _named(tensors).items():
+                gradients[name] = array
 
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
-        batch, lr = case.batch(step), state.scheduler.get_last_lr()[0]
+        batch, lr, gradients = case.batch(step), state.scheduler.get_last_lr()[0], collect()
         parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
         with _activations(state.model, collect(), parts) as seen:
-            found = algorithm.train_step(state, batch, case.config.ssl)
+            whole_step = step == 0 or not case.large  # which takes its time
+            found = algorithm.train_step(state, batch, case.config.ssl) if whole_step else _update_alone(state)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
                 "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
-                "gradients": lambda: _named(gradients.items()),
+                "gradients": lambda gradients=gradients: gradients,
                 "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
                 "weights": lambda: _named(state.model.named_parameters()),
                 "buffers": lambda: _named(state.model.named_buffers()),
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
-            if name == "gradients":
-                gradients.clear()
 
 
-def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
-    """The optimizer and the schedule take one step, so that there is momentum in the next."""
-    for name, parameter in state.model.named_parameters():
-        if name not in IDLE:
-            given = case.weights({name: tuple(parameter.shape)}, 0.1, GIVEN)[name]
-            parameter.grad = torch.from_numpy(given).to(parameter.dtype)
-    state.optimizer.step()
-    state.scheduler.step()
-    state.model.zero_grad()
+def _update_alone(state: algorithm.TrainState) -> None:
+    """A step on gradients of 0.01, as its end: optimizer, schedule, average."""
+    algorithm.update(state, 0.01 * sum(p.sum() for name, p in state.model.named_parameters() if name not in IDLE))
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

@@ -30,8 +30,7 @@ _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
             "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
-_TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
-_LARGE_STEP = {0: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
+TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -196,8 +195,8 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
 def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
     """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
 
-    A large network takes one step, after one on given gradients that is not compared. Digests of its two sides, which
-    are not in memory together, are compared; how fresh weights are drawn is looked at on a small network.
+    The second step of a large network is an update alone. Digests of its two sides, which are not in memory together,
+    are compared; how fresh weights are drawn is looked at on a small network.
 
     Args:
         recorded: the digests of the reference's side, where Torch is not to be asked.
@@ -215,7 +214,7 @@ def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageRe
 
 
 def _rows_together(case: Case, recorded: Trace | None) -> Iterator[Row]:
-    ours = subject.whole(case, "float64", _together_steps(case), goldens.Digest if case.large else dict)
+    ours = subject.whole(case, "float64", TOGETHER_STEPS, goldens.Digest if case.large else dict)
     if recorded is not None:
         yield from compare(goldens.digest(ours), recorded)
     elif case.large:
@@ -227,15 +226,11 @@ def _rows_together(case: Case, recorded: Trace | None) -> Iterator[Row]:
         yield from compare(ours, whole_reference(case))
 
 
-def _together_steps(case: Case) -> dict[int, tuple[str, ...]]:
-    return _LARGE_STEP if case.large else _TOGETHER_STEPS
-
-
 def whole_reference(case: Case) -> Trace:
     """The reference's side of `run_together`."""
     from parity import reference  # loads Torch, which is not installed everywhere
 
-    return reference.whole(case, "float64", _together_steps(case), goldens.Digest if case.large else dict)
+    return reference.whole(case, "float64", TOGETHER_STEPS, goldens.Digest if case.large else dict)
 
 
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:

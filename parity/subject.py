@@ -13,7 +13,7 @@ from fixmatch import step as algorithm
 from fixmatch.data.dataset import Dataset
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
-from parity.case import GIVEN, IDLE, Case, loss_probes, policy_probe, scaled_updates
+from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import FRESH_WEIGHTS, Reading, Trace
 from parity.weights import named_as_torch, paddle_to_torch, torch_to_paddle
 
@@ -128,8 +128,8 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
-    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations in
-    dicts of the type `collect`. Before the steps of a large network one is taken on given gradients.
+    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations and
+    gradients in dicts of the type `collect`. After the first step of a large network only updates follow.
 
     Of a large network's fresh weights, of which no digest is made, there are none.
     """
@@ -139,8 +139,6 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect)
         state.model.train()
-        if case.large:
-            _step_on_given_gradients(state, case)
         yield from _steps(state, case, sections, collect)
 
 
@@ -214,53 +212,35 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
-    step_of_optimizer, clear, done = state.optimizer.step, state.optimizer.clear_grad, []
+    step_of_optimizer = state.optimizer.step
 
     def step_and_note(*args):
+        if "gradients" in wanted:  # as the optimizer is given them
+            tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
+            for name, array in _named(tensors).items():
+                gradients[name] = array
         step_of_optimizer(*args)
-        done.append("stepped")
 
-    def clear_later():  # once the gradients have been read, which need not be copied then
-        if done:
-            done.append("cleared")
-        else:
-            clear()
-
-    state.optimizer.step, state.optimizer.clear_grad = step_and_note, clear_later
+    state.optimizer.step = step_and_note
     for step, wanted in sections.items():
-        batch, lr = case.batch(step), state.scheduler.get_lr()
+        batch, lr, gradients = case.batch(step), state.scheduler.get_lr(), collect()
         with _activations(state.model, collect()) as seen:
-            found = algorithm.train_step(state, batch, case.config.ssl)
+            whole_step = step == 0 or not case.large  # which takes its time
+            found = algorithm.train_step(state, batch, case.config.ssl) if whole_step else _update_alone(state)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
-                "gradients": lambda: _named((n, p.grad) for n, p in reversed(list(state.model.named_parameters()))
-                                            if p.grad is not None),
+                "gradients": lambda gradients=gradients: gradients,
                 "momentum": lambda: _momentum(state, case),
                 "weights": lambda: _named(state.model.named_parameters()),
                 "buffers": lambda: _named(state.model.named_buffers()),
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
-            if name == "gradients" and "cleared" in done:
-                clear()
-        if "cleared" in done:
-            clear()
-        done.clear()
 
 
-def _step_on_given_gradients(state: algorithm.TrainState, case: Case) -> None:
-    """The optimizer and the schedule take one step, so that there is momentum in the next. A whole step takes longer.
-    """
-    for name, parameter in state.model.named_parameters():
-        if name not in IDLE:
-            theirs, = named_as_torch([name])
-            shape = tuple(parameter.shape)
-            gradient, = torch_to_paddle(case.weights({theirs: shape[::-1] if len(shape) == 2 else shape}, 0.1, GIVEN)
-                                        ).values()
-            (parameter * paddle.to_tensor(gradient, dtype=parameter.dtype)).sum().backward()
-    state.optimizer.step()
-    state.scheduler.step()
-    state.optimizer.clear_grad()
+def _update_alone(state: algorithm.TrainState) -> None:
+    """A step on gradients of 0.01, as its end: optimizer, schedule, average."""
+    algorithm.update(state, 0.01 * sum(p.sum() for name, p in state.model.named_parameters() if name not in IDLE))
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:
