@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -128,8 +129,12 @@ def failing_row(case):
     return row
 
 
-def test_processes_that_cannot_join_are_one_line(monkeypatch, started):
+@pytest.mark.parametrize("between", [0.02, 6.0])  # seconds; in the longer ones both processes have ended
+def test_processes_that_cannot_join_are_one_line(monkeypatch, started, between):
     """With a backend that this build of Paddle or this machine has not."""
+    sleep = launch.time.sleep
+    monkeypatch.setattr(launch, "time", types.SimpleNamespace(
+        monotonic=launch.time.monotonic, sleep=lambda _: sleep(between)))
     environments = launch._environments
     monkeypatch.setattr(launch, "_environments", lambda: [
         environment | {"PADDLE_DISTRI_BACKEND": "no such backend"} for environment in environments()])
