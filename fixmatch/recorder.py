@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import numpy as np
+import paddle
 
 from fixmatch.arrays import safetensors
 from fixmatch.runtime import arithmetic
@@ -37,7 +38,7 @@ class Recorder:
     def before(self, state: TrainState, batch, step: int, lr: float) -> None:
         """Called just before the step that follows `step` finished ones, with what it will be given."""
         if not self.facts:
-            self._keep("start", self._state(state))
+            self._keep("start", state.tensors(), {})
         self._batch = batch
         self._fact = {"step": step, "lr": lr, "arithmetic": arithmetic(state.amp), "training": {
             "model": state.model.training, "average": state.ema.average.training}}
@@ -59,18 +60,14 @@ class Recorder:
         gradients = {f"gradient/{name}": a for name, a in self._gradients.items()}
         self._gradients = {}
         self.facts.append(self._fact)
-        self._keep(f"step-{len(self.facts) - 1}", {**batch, **found, **gradients, **self._state(state)})
+        self._keep(f"step-{len(self.facts) - 1}", state.tensors(), {**batch, **found, **gradients})
 
-    def _keep(self, name: str, arrays: dict) -> None:
-        """Writes "start", or a step whose facts have just been noted: numpy arrays, and Paddle tensors as they are."""
-        self._write(name, arrays)
+    def _keep(self, name: str, state: dict[str, paddle.Tensor], given: dict[str, np.ndarray]) -> None:
+        """Writes "start", or a step whose facts have just been noted: the state, and what the step was given and gave.
+        """
+        self._write(name, {**given, **state})
         (self.folder / "facts.json").write_text(json.dumps(self.facts), encoding="utf-8")
 
     def _write(self, name: str, arrays: dict) -> None:
         with open(self.folder / f"{name}.safetensors", "wb") as file:
             file.writelines(safetensors(arrays))
-
-    def _state(self, state: TrainState) -> dict:
-        parts = {"model": state.model.state_dict(), "ema": state.ema.average.state_dict(),
-                 "momentum": state.optimizer.state(), "thresholds": state.thresholds}
-        return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}

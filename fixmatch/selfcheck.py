@@ -82,7 +82,8 @@ class _Parity:
 class SelfCheck:
     """The check before the first step. Starts at once, unless its verdict is known or parity.enabled is false.
 
-    It is two processes that take about the same time; float64 has one thread, and so one order of summation.
+    It is two processes that take about the same time. Only the second has the run's threads from the start; stage
+    `operators` takes as many wherever it is.
     `result` waits for the verdict, `close` gives up on it.
     """
 

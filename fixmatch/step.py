@@ -37,6 +37,12 @@ class TrainState:
     scaler: LossScaler | None  # with float16 alone: the range of bfloat16 is that of float32
     thresholds: State  # of ssl.policy; empty for the fixed one
 
+    def tensors(self) -> dict[str, paddle.Tensor]:
+        """model/NAME, ema/NAME, momentum/NAME and thresholds/NAME, as they are: the next step changes them."""
+        parts = {"model": self.model.state_dict(), "ema": self.ema.average.state_dict(),
+                 "momentum": self.optimizer.state(), "thresholds": self.thresholds}
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
 
 def train_step(state: TrainState, batch: Batch, ssl: SSLConfig) -> FixMatchLoss:
     """One step of FixMatch on one batch; returns the losses, mask and pseudo-labels, still on the device."""

@@ -148,10 +148,8 @@ class Trainer:
 
     def _live(self) -> dict:
         """The same, with Paddle's tensors as they are, which the next step changes."""
-        parts = {"model": self.state.model.state_dict(), "ema": self.state.ema.average.state_dict(),
-                 "momentum": self.state.optimizer.state(), "thresholds": self.state.thresholds,
-                 "augment": self.loader.cta.state() if self.loader.cta else {}}
-        return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        rates = self.loader.cta.state() if self.loader.cta else {}
+        return self.state.tensors() | {f"augment/{name}": array for name, array in rates.items()}
 
     def _save(self) -> None:
         """Rank 0 saves; the others wait for it before their next step, and know of the checkpoint."""

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import paddle
 import torch
 
 from fixmatch import checkpoint, inputs, run
@@ -32,7 +33,6 @@ from parity.reference import precision
 from parity.small_run import short_config, small_source, training_on
 from parity.weights import part
 
-_STATE = ("model", "ema", "momentum", "thresholds")
 LOGGED_GATE = 1e-6  # what is logged is the float32 number that was trained on, averaged over one step
 
 
@@ -53,9 +53,11 @@ class _Judged(Recorder):
         self.rows: list[Row] = []
         self.seen: list[dict[str, np.ndarray]] = []  # batch and losses of each step
         self.left: Mapping[str, np.ndarray] = {}  # the state that the latest step has left behind
-        self.evaluated: dict[int, tuple[dict, dict]] = {}  # fingerprints of the state, and scores, after so many steps
+        self.prints: dict[int, dict[str, str]] = {}  # fingerprints of the state after so many steps, where evaluated
+        self.scores: dict[int, dict[str, dict]] = {}  # the mirror's after so many steps
 
-    def _keep(self, name: str, arrays: dict) -> None:
+    def _keep(self, name: str, state: dict[str, paddle.Tensor], given: dict[str, np.ndarray]) -> None:
+        arrays = {**given, **state}
         now = Reading(arrays, lambda n: as_numpy(arrays[n]))
         if name == "start":
             self.rows += recording.start_rows(now)
@@ -64,13 +66,12 @@ class _Judged(Recorder):
         else:
             if self.left:
                 self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward=True)
-            self.seen.append({n: now[n] for n in now if n.startswith(("batch/", "losses/"))})
-        state = [n for n in now if n.split("/")[0] in _STATE]
+            self.seen.append({n: a for n, a in given.items() if not n.startswith("gradient/")})
         if len(self.facts) >= 2:
-            self.evaluated[len(self.facts)] = ({n: _fingerprint(now[n]) for n in state},
-                                               _scores(self.mirror, now, self.source))
+            self.prints[len(self.facts)] = {n: _fingerprint(now[n]) for n in state}
+            self.scores[len(self.facts)] = _scores(self.mirror, now, self.source)
         if not self.done:
-            self._write(name, {n: arrays[n] for n in state})
+            self._write(name, state)
             self.left = recording.Arrays(self.folder / f"{name}.safetensors")
 
 
@@ -92,9 +93,8 @@ def rows(case: Case) -> Iterator[Row]:
         evaluations = [line for line in lines if line["kind"] == "eval"]
         yield exact("evaluated/steps", np.array([line["step"] for line in evaluations]), np.arange(2, steps + 1))
         for line in evaluations:
-            yield from _score_rows(line, recorder.evaluated[line["step"]][1])
-        yield from _checkpoint_rows(folder / "run", source, {n: kept for n, (kept, _) in recorder.evaluated.items()},
-                                    evaluations)
+            yield from _score_rows(line, recorder.scores[line["step"]])
+        yield from _checkpoint_rows(folder / "run", source, recorder.prints, evaluations)
 
 
 def _fingerprint(array: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import io
 import pathlib
 import zipfile
 import zlib
+from collections import UserDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,7 +51,7 @@ def nearest(model: ModelConfig) -> tuple[str, bool]:
     return name, distance(name) == 0
 
 
-class Digest(dict):
+class Digest(UserDict):
     """Tensors of a section, each reduced to what a golden keeps when it is put in."""
 
     def __setitem__(self, name: str, array: np.ndarray):
@@ -61,14 +62,8 @@ class Digest(dict):
 def digest(trace: Trace) -> Iterator[tuple[str, Digest]]:
     """A trace reduced to what a golden keeps. Fresh weights, which are random, are left out."""
     for section, tensors in trace:
-        if section == "initial":
-            continue
-        if not isinstance(tensors, Digest):
-            reduced = Digest()
-            for name, array in tensors.items():
-                reduced[name] = array
-            tensors = reduced
-        yield section, tensors
+        if section != "initial":
+            yield section, tensors if isinstance(tensors, Digest) else Digest(tensors)
 
 
 def _project(name: str, array) -> np.ndarray:

@@ -43,17 +43,19 @@ def _launch_once(module: str, folder: pathlib.Path) -> None:
             output = cleanup.enter_context(open(folder / f"output-{rank}.txt", "w", encoding="utf-8"))
             processes.append(process.start(["-W", "ignore", "-m", module, str(folder)], environment, output))
             cleanup.callback(process.end, processes[-1])
-        started, running = time.monotonic(), True
-        while running:
+        started = time.monotonic()
+        while True:
             running = any(each.poll() is None for each in processes)
             joined = any((folder / f"joined-{rank}").exists() for rank in range(RANKS))  # one cannot alone
             failed = [rank for rank, each in enumerate(processes) if each.returncode]
             if failed:
                 raise (DidNotRun if joined else _NotJoined)(_last_words(folder, processes, failed[0]))
+            if not running:
+                return
             limit = TIMEOUT if joined else TO_JOIN
-            if running and time.monotonic() - started > limit:
+            if time.monotonic() - started > limit:
                 raise (DidNotRun if joined else _NotJoined)(f"not done within {limit} s")
-            time.sleep(0.02 if running else 0)
+            time.sleep(0.02)
 
 
 def _environments() -> Iterator[dict[str, str]]:

@@ -247,4 +247,3 @@ class Arrays(Reading):
 
 def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()
-

@@ -23,8 +23,6 @@ SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators",
               "backward", "optimizer", "ema", "scaler", "run", "resume", "convert")
 ON_THE_CPU = ("config", "schedule", "augment", "data", "ranks")  # wherever the run trains
 END_TO_END = ("run", "resume", "convert", "ranks")
-# Of these the second of a self-check's two processes takes these, so that both take about the same time.
-_SECOND, _AND, _AND_IF_LARGE = ("config", "augment", "data", "run"), "operators", "reference"
 _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
 
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
@@ -170,8 +168,9 @@ def rank(result: StageResult) -> int:
 
 
 def of_self_check(part: str, case: Case) -> list[str]:
-    """The stages that a self-check has time for: "all", or those of its "first" or "second" process."""
-    second = (*_SECOND, _AND_IF_LARGE if case.large else _AND)
+    """The stages that a self-check has time for: "all", or those of its "first" or "second" process, which take about
+    the same time."""
+    second = ("config", "augment", "data", "run", "reference" if case.large else "operators")
     return [name for name in SELF_CHECK if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)
             and part in ("all", "second" if name in second else "first")]
 

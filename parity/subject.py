@@ -106,11 +106,11 @@ def forward(case: Case, dtype: str) -> Trace:
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict) -> Trace:
+def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict,
+           images: int | None = None) -> Trace:
     """The case's first images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
-    shown = np.concatenate([batch.x, batch.u_w, batch.u_s])
-    images = state.normalize(shown[:3] if case.large else shown)
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s])[:images])
     yield "input", {"images": _array(images)}
     for mode in modes:
         (state.model.train if mode == "train" else state.model.eval)()
@@ -129,7 +129,8 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
     """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations and
-    gradients in dicts of the type `collect`. After the first step of a large network only updates follow.
+    gradients in dicts of the type `collect`. A large network is shown few images, and after its first step only
+    updates follow.
 
     Of a large network's fresh weights, of which no digest is made, there are none.
     """
@@ -137,9 +138,9 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval",), collect)
+        yield from _shown(state, case, ("eval",), collect, images=3 if case.large else None)
         state.model.train()
-        yield from _steps(state, case, sections, collect)
+        yield from _steps(state, case, sections, collect, short=case.large)
 
 
 def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
@@ -211,22 +212,21 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
-           collect: type = dict) -> Trace:
+           collect: type = dict, short: bool = False) -> Trace:
+    """`short`: after the first step only updates, which take less time."""
     step_of_optimizer = state.optimizer.step
 
     def step_and_note(*args):
         if "gradients" in wanted:  # as the optimizer is given them
             tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
-            for name, array in _named(tensors).items():
-                gradients[name] = array
+            gradients.update(_named(tensors))
         step_of_optimizer(*args)
 
     state.optimizer.step = step_and_note
     for step, wanted in sections.items():
         batch, lr, gradients = case.batch(step), state.scheduler.get_lr(), collect()
         with _activations(state.model, collect()) as seen:
-            whole_step = step == 0 or not case.large  # which takes its time
-            found = algorithm.train_step(state, batch, case.config.ssl) if whole_step else _update_alone(state)
+            found = _update_alone(state) if short and step else algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
                 "gradients": lambda gradients=gradients: gradients,

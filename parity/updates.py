@@ -39,15 +39,15 @@ def rows(label: str, config: Config, lr: float, before: Mapping[str, np.ndarray]
     norms = _norms(gradients) if config.train.clip_grad_norm else {}
     parameters = [name for name in old_weights if not _is_buffer(name)]
     for name in parameters:
-        gradient = gradients.get(name)
-        moved, velocity = _moved(name, old_weights[name], old_momentum.get(name), None if skipped else gradient, config,
+        old, gradient = old_weights[name], gradients.get(name)
+        moved, velocity = _moved(name, old, old_momentum.get(name), None if skipped else gradient, config,
                                  lr, norms.get(name))
         if skipped and velocity is None and name in momentum:  # that the step had made and has taken back to 0
             velocity = np.zeros_like(moved)
         if name in momentum or velocity is not None:
             yield near(f"{label} momentum/{name}", momentum.get(name), velocity, MOMENTUM_GATE)
         velocity = gradient = None  # so that fewer arrays of this size are in memory
-        old = old_weights[name].astype(np.float64)
+        old = old.astype(np.float64)
         rounding = 2 * np.finfo(np.float32).eps * max(float(old.max()), -float(old.min()))
         yield near(f"{label} weights/{name}", np.subtract(weights[name], old, out=old), moved, GATE,
                    floor=rounding / GATE)

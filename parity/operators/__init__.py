@@ -34,8 +34,9 @@ _WORK, _ELEMENTS = 12e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 3e9, 8e6
 _FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
-# Batches, and their maps, of which the first is taken that is cheap enough.
-_MANY_WEIGHTS = 1e6  # a call of more is not tried with the first of them, unless thorough: each batch takes its time
+# Batches, and their maps, of which the first is taken that is cheap enough. A call of many weights is not tried with
+# the first batch, unless thorough, since each takes its time.
+_MANY_WEIGHTS = 1e6
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
 
 
@@ -60,7 +61,7 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
             favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
             share = (_THOROUGH if thorough else 1) / len(calls)
             small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALL[1:]
-            batches = [*_batches(case, call, share, _FAVOUR if favoured else 1, small)]
+            batches = _batches(case, call, share, _FAVOUR if favoured else 1, small)
             for part, (batch, size, distinct) in enumerate(batches):
                 modes = ("train", "eval") if thorough or part < len(small) else ("train",)
                 rng = np.random.default_rng([case.seed, number, part])

@@ -41,3 +41,13 @@ def test_a_planted_bug_is_caught(name, every):
     with plants.planted(name):
         found = failed(score.case_of(plants.PLANTS[name]), every)
     assert stages.first_failure(found).stage == FOUND_IN[name]
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "train"])
+def test_all_of_it_is_compared_where_there_is_time(name, every):
+    """Outside of a self-check a large network takes whole steps, and all images are shown."""
+    case = case_module.small_case("wideresnet", 3)
+    result = stages.run_stage(stages.stages()[name], case)
+    assert result.passed, result.first_divergence
+    tensors = {row.tensor for row in result.rows}
+    assert name != "train" or "step 2 losses/loss" in tensors
