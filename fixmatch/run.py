@@ -40,7 +40,7 @@ from fixmatch.recorder import Recorder
 from fixmatch.report import compare, record
 from fixmatch.report.figures import interval
 from fixmatch.runfolder import RunFolder
-from fixmatch.runtime import mixed_precision, select_device
+from fixmatch.runtime import device_name, mixed_precision, select_device
 from fixmatch.selfcheck import SelfCheck, SelfCheckFailed, StartCheck
 from fixmatch.signals import ended_by_signals
 from fixmatch.trainer import Trainer
@@ -267,7 +267,7 @@ def _watch_first_steps(config: Config, inputs: Inputs, trainer: Trainer, cleanup
     source = inputs.source
     check = StartCheck(config, {"num_classes": len(source.classes), "mean": source.mean, "std": source.std,
                                 "split": str(inputs.folder / "split.json"), "first_step": trainer.step,
-                                "world_size": inputs.manifest.world_size})
+                                "world_size": inputs.manifest.world_size, "device": device_name()})
     cleanup.callback(check.close)
     trainer.recorder = check.recorder
     starting = config.ssl.supervised_at(trainer.step)

@@ -24,8 +24,9 @@ from fixmatch.version import versions
 _ROOT = process.ROOT
 # what the self-check's verdict depends on, beside the data set's number of classes
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
-# glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps them.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+# glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps all but the
+# biggest, of which gaps would be left.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
 
@@ -82,8 +83,8 @@ class _Parity:
 class SelfCheck:
     """The check before the first step. Starts at once, unless its verdict is known or parity.enabled is false.
 
-    It is two processes that take about the same time. Only the second has the run's threads from the start; stage
-    `operators` takes as many wherever it is.
+    It is two processes that take about the same time. The first, whose stage `run` trains, has the run's threads; in
+    the second stage `operators` takes as many.
     `result` waits for the verdict, `close` gives up on it.
     """
 
@@ -98,7 +99,7 @@ class SelfCheck:
             self.known["cached"] = True
             return
         run_threads = os.environ["OMP_NUM_THREADS"]
-        for part, threads in (("first", "1"), ("second", run_threads)):
+        for part, threads in (("first", run_threads), ("second", "1")):
             self.parts.append(_Parity(config, threads))
             self.parts[-1].start("--self-check", part, "--threads", run_threads)
 

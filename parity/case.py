@@ -60,15 +60,16 @@ class Case:
         if name.endswith("num_batches_tracked"):
             return np.zeros(shape, dtype=np.int64)
         rng = np.random.default_rng([self.seed, zlib.crc32((salt + name).encode())])
-        normal = np.resize(rng.standard_normal(min(int(np.prod(shape)), _DRAWN)), shape) * scale
+        normal = rng.standard_normal(min(int(np.prod(shape)), _DRAWN)) * scale
         if len(shape) == 4:
-            return normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3]))
+            return np.resize(normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3])), shape)
+        normal = np.resize(normal, shape)
         if len(shape) == 2:
             confident = CONFIDENT_LOGITS[self.config.model.arch]
             if self.loader is not None:
                 confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
-            elif self.large:  # a hundred classes, four unlabeled images and two steps: steeper, and no harm in it
-                confident *= 2
+            elif self.large:  # a hundred classes and few unlabeled images: steeper, and no harm in one step
+                confident *= 2 if self.batch_size > 1 else 4
             return normal * (confident / np.sqrt(shape[1]))
         if name.endswith("running_var"):
             return scale + 0.2 * np.abs(normal)
@@ -128,6 +129,17 @@ class Case:
         Two labeled images at least, since interleaving one is nothing; and more unlabeled than labeled ones.
         """
         return dataclasses.replace(self, batch_size=2, mu=2 if self.large else 3)
+
+    def smallest(self) -> "Case":
+        """The same network with as few images as a step can have: one labeled, of two unlabeled ones two views each."""
+        return dataclasses.replace(self, batch_size=1, mu=2)
+
+    def on_a_small_network(self, arch: str = "") -> "Case":
+        """The same case with a small network of its own or another architecture."""
+        small = SMALL[arch or self.config.model.arch]
+        model = dataclasses.replace(self.config.model, arch=small.arch, depth=small.depth, width=small.width,
+                                    cardinality=small.cardinality)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, model=model))
 
     def with_seed(self, seed: int) -> "Case":
         return dataclasses.replace(self, seed=seed)

@@ -16,13 +16,17 @@ from collections.abc import Iterator
 from fixmatch import inputs
 from fixmatch.config import Config
 from parity.batches import rows_of_run
+from parity.case import Case
 from parity.compare import Row
 from parity.report import Report
-from parity.stages import Stage, run_stage
+from parity.stages import Stage, run_stage, stages, too_large_to_rehearse
 
 
 def prove(recording_folder: pathlib.Path, config: Config) -> Report:
-    """Runs stage `data` on the run's own loader and, where Torch is installed, stage `run` on the recording."""
+    """Runs stage `data` on the run's own loader and, where Torch is installed, stage `run` on the recording.
+
+    After it stage `run` as it is, if the self-check had no time for it with this network.
+    """
     started = time.perf_counter()
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the training goes first
@@ -47,5 +51,7 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
     chosen = [("data", "-", "uint8", batches), ("run", "train", "float32", steps)][:1 + has_torch]
     results = [run_stage(Stage(name, mode, dtype, lambda case, rows=rows: rows()), None)
                for name, mode, dtype, rows in chosen]
+    if has_torch and too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
+        results.append(run_stage(stages()["run"], case))
     aside = "" if has_torch else "; without Torch only their batches were computed again"
     return Report(results, time.perf_counter() - started, "the mirror in float64", "the first steps of this run", aside)

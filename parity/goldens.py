@@ -51,6 +51,11 @@ def nearest(model: ModelConfig) -> tuple[str, bool]:
     return name, distance(name) == 0
 
 
+def smallest(arch: str) -> str:
+    """The golden of this architecture that has the fewest weights."""
+    return min((n for n, c in CASES.items() if c.config.model.arch == arch), key=lambda n: CASES[n].num_weights)
+
+
 class Digest(UserDict):
     """Tensors of a section, each reduced to what a golden keeps when it is put in."""
 
@@ -73,9 +78,15 @@ def _project(name: str, array) -> np.ndarray:
     rows = max(1, -(-flat.size // _REPEATED))
     columns = -(-flat.size // rows) if flat.size else 0
     whole = flat if rows * columns == flat.size else np.concatenate([flat, np.zeros(rows * columns - flat.size)])
-    of_row, of_column = (rng.integers(0, 2, (_PROJECTIONS, n)) * 2.0 - 1.0 for n in (rows, columns))
+    of_row, of_column = (_signs(rng, n) for n in (rows, columns))
     sums = np.einsum("pc,pc->p", of_row @ whole.reshape(rows, columns), of_column)
     return np.concatenate([[max(flat.max(initial=0.0), -flat.min(initial=0.0))], sums])
+
+
+def _signs(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Signs of each projection [_PROJECTIONS, count], each from one random bit."""
+    bits = np.unpackbits(np.frombuffer(rng.bytes(_PROJECTIONS * -(-count // 8)), np.uint8))
+    return bits.reshape(_PROJECTIONS, -1)[:, :count] * 2.0 - 1.0
 
 
 def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:

@@ -1,12 +1,14 @@
 """A proof: the chosen stages run on a case, against Torch or against what was recorded from it, into one Report."""
 
+import importlib.metadata
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from fixmatch.config import ConfigError
 from fixmatch.usage import OPTIONAL
 from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
+from parity.compare import Row, compare
 from parity.lane import rounding_lane
 from parity.report import Report
 from parity.stages import Stage, StageResult, isolate, run_chosen, run_stage
@@ -44,9 +46,8 @@ def self_check(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Re
 
 
 def _report(case: Case, results: list[StageResult], started: float) -> Report:
-    import torch  # is not installed everywhere
-
-    return Report(results, time.perf_counter() - started, f"torch {torch.__version__}", _describe(case))
+    torch = importlib.metadata.version("torch")  # which not every process of a self-check loads
+    return Report(results, time.perf_counter() - started, f"torch {torch}", _describe(case))
 
 
 def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Report:
@@ -63,8 +64,7 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
         raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install {OPTIONAL['torch']}; without it: "
                           f"{', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
     golden, exact = goldens.nearest(case.config.model)
-    together = stages.run_together(goldens.CASES[golden], goldens.read(golden, goldens.WHOLE)) if any(
-        name in stages.TOGETHER for name in possible) else {}
+    together = stages.run_together(_rows_together(golden)) if set(stages.TOGETHER) & set(possible) else {}
     results = [together[name] if name in together else _with_golden(every[name], golden) if name == "loss"
                else run_stage(every[name], case) for name in possible]
     shape = f"{golden} with the reference's hyper-parameters" + (
@@ -73,6 +73,14 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
     against = "results recorded from torch, since torch is not installed (fresh weights are not compared)"
     aside = "; without Torch recorded results stand in for it"
     return Report(results, time.perf_counter() - started, against + not_run, shape, aside)
+
+
+def _rows_together(golden: str) -> Iterator[Row]:
+    """As `stages.rows_together`, with recorded results in the place of the reference."""
+    case = goldens.CASES[golden]
+    if case.large:
+        yield from _rows_together(goldens.smallest(case.config.model.arch))
+    yield from compare(goldens.digest(stages.whole(case)), goldens.read(golden, goldens.WHOLE))
 
 
 def _with_golden(stage: Stage, name: str) -> StageResult:

@@ -117,7 +117,7 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect, images=3 if case.large else None)
         state.model.train()
-        yield from _steps(state, case, sections, collect, short=case.large)
+        yield from _steps(state, case, sections, collect)
 
 
 def layers_alone(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -191,7 +191,7 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
-           collect: type = dict, short: bool = False) -> Trace:
+           collect: type = dict) -> Trace:
     def note(*_):
         if "gradients" in wanted:
             tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
@@ -202,7 +202,7 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
         batch, lr, gradients = case.batch(step), state.scheduler.get_last_lr()[0], collect()
         parts = 2 * (len(batch.u_w) // len(batch.x)) + 1
         with _activations(state.model, collect(), parts) as seen:
-            found = _update_alone(state) if short and step else algorithm.train_step(state, batch, case.config.ssl)
+            found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)},
                 "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
@@ -213,11 +213,6 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
-
-
-def _update_alone(state: algorithm.TrainState) -> None:
-    """A step on gradients of 0.01, as its end: optimizer, schedule, average."""
-    algorithm.update(state, 0.01 * sum(p.sum() for name, p in state.model.named_parameters() if name not in IDLE))
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

@@ -1,6 +1,5 @@
 """The table of stages: what each one proves, in the order of diagnosis, and how one of them is run."""
 
-import dataclasses
 import gc
 import importlib
 import re
@@ -13,8 +12,9 @@ import numpy as np
 import paddle
 
 from fixmatch.data import DataError
+from fixmatch.runtime import device_name
 from parity import augment, batches, goldens, operators, published, ranks, reference_figures, resume, subject
-from parity.case import SMALL, Case
+from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor, raised
 from parity.hints import hint_for
 
@@ -28,7 +28,8 @@ _MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
             "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
-TOGETHER_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
+_TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
+_ONE_STEP = {0: ("activations", "losses", "gradients", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 
@@ -77,9 +78,10 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("backward", "train", *_both_sides("train", lambda case: ({0: ("losses", "gradients")},))),
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
-        compared("scaler", "train", *map(_on_a_small_network, _both_sides("scaler_alone"))),
+        compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
-        Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
+        Stage("run", "train+eval", "float32", lambda case: _with_torch(
+            "dry_run", case if thorough else rehearsal(case))),
         Stage("resume", "train", "float32", resume.rows, needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", case)),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
@@ -109,10 +111,9 @@ def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case:
     return ours, theirs
 
 
-def _on_a_small_network(side: Callable[[Case], Trace]) -> Callable[[Case], Trace]:
-    """This side of a stage that does not depend on the network, on a small one."""
-    return lambda case: side(dataclasses.replace(case, config=dataclasses.replace(
-        case.config, model=SMALL[case.config.model.arch])))
+def _on_the_smallest_network(side: Callable[[Case], Trace]) -> Callable[[Case], Trace]:
+    """This side of a stage that does not depend on the network."""
+    return lambda case: side(case.on_a_small_network("wideresnet"))
 
 
 def _schedule_probe(case: Case) -> tuple:
@@ -168,9 +169,11 @@ def rank(result: StageResult) -> int:
 
 
 def of_self_check(part: str, case: Case) -> list[str]:
-    """The stages that a self-check has time for: "all", or those of its "first" or "second" process, which take about
-    the same time."""
-    second = ("config", "augment", "data", "run", "reference" if case.large else "operators")
+    """The stages that a self-check has time for: "all", or those of its "first" or "second" process.
+
+    The second has those that need no Torch, which takes a second to load.
+    """
+    second = ("reference", "config", "augment", "data", "operators", "resume")
     return [name for name in SELF_CHECK if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)
             and part in ("all", "second" if name in second else "first")]
 
@@ -185,26 +188,19 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
     shared: dict[str, StageResult] = {}
     for name in chosen:
         if together and name in TOGETHER:
-            shared = shared or run_together(case)
+            shared = shared or run_together(rows_together(case))
             yield shared[name]
         else:
             yield run_stage(every[name], case, keep_going=keep_going)
 
 
-def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageResult]:
-    """The stages of TOGETHER: one network is built on each side, evaluated, and trained for two steps.
-
-    The second step of a large network is an update alone. Digests of its two sides, which are not in memory together,
-    are compared; how fresh weights are drawn is looked at on a small network.
-
-    Args:
-        recorded: the digests of the reference's side, where Torch is not to be asked.
-    """
+def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
+    """The stages of TOGETHER, of whose rows these are all."""
     started = time.perf_counter()
     stage_of = {section: name for name, sections in TOGETHER.items() for section in sections}
     step = re.compile(r"step \d+ ")
     results = {name: StageResult(name, "float64", "train") for name in TOGETHER}
-    for row in _guarded(_rows_together(case, recorded)):
+    for row in _guarded(rows):
         section = step.sub("", row.tensor.partition("/")[0])
         _note(results[stage_of.get(section, "forward")], row)
     for result in results.values():
@@ -212,24 +208,50 @@ def run_together(case: Case, recorded: Trace | None = None) -> dict[str, StageRe
     return results
 
 
-def _rows_together(case: Case, recorded: Trace | None) -> Iterator[Row]:
-    ours = subject.whole(case, "float64", TOGETHER_STEPS, goldens.Digest if case.large else dict)
-    if recorded is not None:
-        yield from compare(goldens.digest(ours), recorded)
-    elif case.large:
-        yield from compare(*(_on_a_small_network(side)(case) for side in _both_sides("fresh")))
-        ours = list(goldens.digest(ours))
-        gc.collect()  # production's network, which knows itself in a circle
-        yield from compare(ours, goldens.digest(whole_reference(case)))
-    else:
-        yield from compare(ours, whole_reference(case))
+def rows_together(case: Case) -> Iterator[Row]:
+    """One network is built on each side, evaluated, and trained for two steps.
+
+    With a large network one step is taken; fresh weights and what comes with the second step are looked at on a small
+    one before. Digests of the two sides are compared, which are not in memory together.
+    """
+    if not case.large:
+        yield from compare(whole(case), whole_reference(case))
+        return
+    yield from rows_together(case.on_a_small_network().small())
+    ours = list(goldens.digest(whole(case)))
+    gc.collect()  # production's network, which knows itself in a circle
+    yield from compare(ours, goldens.digest(whole_reference(case)))
+
+
+def whole(case: Case) -> Trace:
+    """Production's side of one network in `rows_together`."""
+    return subject.whole(*_extent(case))
 
 
 def whole_reference(case: Case) -> Trace:
-    """The reference's side of `run_together`."""
+    """The reference's side of one network in `rows_together`."""
     from parity import reference  # loads Torch, which is not installed everywhere
 
-    return reference.whole(case, "float64", TOGETHER_STEPS, goldens.Digest if case.large else dict)
+    return reference.whole(*_extent(case))
+
+
+def _extent(case: Case) -> tuple[Case, str, dict[int, tuple[str, ...]], type]:
+    """With which images, in which precision, what of the steps is wanted, and in what its tensors are collected."""
+    return (case.smallest(), "float64", _ONE_STEP, goldens.Digest) if case.large else (
+        case, "float64", _TWO_STEPS, dict)
+
+
+def rehearsal(case: Case) -> Case:
+    """What stage `run` takes before a training: the case, or a small network in the place of one that is too large."""
+    return case.on_a_small_network().small() if too_large_to_rehearse(case, device_name()) else case
+
+
+def too_large_to_rehearse(case: Case, device: str) -> bool:
+    """Whether stage `run` takes the network itself beside a training instead of before it.
+
+    On a GPU it does not: there it takes little time, and beside a training there may be no memory left for it.
+    """
+    return case.large and not device.startswith("gpu")
 
 
 def run_stage(stage: Stage, case: Case, reference: Trace | None = None, keep_going: bool = True) -> StageResult:

@@ -8,9 +8,10 @@ from unittest import mock
 import numpy as np
 import paddle
 
-from fixmatch import evaluation, losses, scaler, schedule, thresholds
+from fixmatch import evaluation, kernels, losses, scaler, schedule, thresholds
 from fixmatch import step as algorithm
 from fixmatch.data.dataset import Dataset
+from fixmatch.kernels import openmp
 from fixmatch.models import layers
 from fixmatch.normalize import Normalize
 from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
@@ -20,12 +21,28 @@ from parity.weights import named_as_torch, paddle_to_torch, torch_to_paddle
 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
+    """Default dtype, and in float64, in which nobody trains, one thread, as the Torch side has."""
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
-        yield
+        with threads(1) if dtype == "float64" else contextlib.nullcontext():
+            yield
     finally:
         paddle.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """The kernels and Paddle's own operators take so many threads on a CPU, for a while."""
+    obeys = paddle.device.get_device() == "cpu" and kernels.status()[0]
+    before = openmp.num_threads() if obeys else None
+    if obeys:
+        kernels.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if obeys:
+            kernels.set_num_threads(before)
 
 
 def _array(tensor) -> np.ndarray:
@@ -42,9 +59,10 @@ def _named(items) -> Reading:
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     """Gives a network the case's weights, one tensor after the other."""
     for name, tensor in model.state_dict().items():
-        (theirs, shape), *_ = ((n, a.shape) for n, a in paddle_to_torch({name: tensor.numpy()}).items())
+        values = tensor.numpy()
+        (theirs, shape), *_ = ((n, a.shape) for n, a in paddle_to_torch({name: values}).items())
         array, = torch_to_paddle(case.weights({theirs: shape}, scale, salt)).values()
-        tensor.set_value(array.astype(tensor.numpy().dtype, copy=False))
+        tensor.set_value(array.astype(values.dtype, copy=False))
 
 
 def _build(case: Case) -> algorithm.TrainState:
@@ -129,8 +147,7 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
     """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations and
-    gradients in dicts of the type `collect`. A large network is shown few images, and after its first step only
-    updates follow.
+    gradients in dicts of the type `collect`. A large network is evaluated on few images.
 
     Of a large network's fresh weights, of which no digest is made, there are none.
     """
@@ -140,7 +157,7 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         state = _build(case)
         yield from _shown(state, case, ("eval",), collect, images=3 if case.large else None)
         state.model.train()
-        yield from _steps(state, case, sections, collect, short=case.large)
+        yield from _steps(state, case, sections, collect)
 
 
 def layer_alone(case: Case, name: str, given: np.ndarray) -> np.ndarray:
@@ -212,8 +229,7 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
-           collect: type = dict, short: bool = False) -> Trace:
-    """`short`: after the first step only updates, which take less time."""
+           collect: type = dict) -> Trace:
     step_of_optimizer = state.optimizer.step
 
     def step_and_note(*args):
@@ -226,7 +242,7 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
     for step, wanted in sections.items():
         batch, lr, gradients = case.batch(step), state.scheduler.get_lr(), collect()
         with _activations(state.model, collect()) as seen:
-            found = _update_alone(state) if short and step else algorithm.train_step(state, batch, case.config.ssl)
+            found = algorithm.train_step(state, batch, case.config.ssl)
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
                 "gradients": lambda gradients=gradients: gradients,
@@ -236,11 +252,6 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
                 "ema": lambda: _named(state.ema.average.state_dict().items())}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
-
-
-def _update_alone(state: algorithm.TrainState) -> None:
-    """A step on gradients of 0.01, as its end: optimizer, schedule, average."""
-    algorithm.update(state, 0.01 * sum(p.sum() for name, p in state.model.named_parameters() if name not in IDLE))
 
 
 def optimizer_alone(case: Case, dtype: str, rounds: int) -> Trace:

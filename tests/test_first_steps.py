@@ -12,9 +12,9 @@ from image_folders import save
 from running import ROOT, TINY
 
 import fixmatch
-from fixmatch import selfcheck
+from fixmatch import inputs, selfcheck
 from fixmatch.recorder import Recorder
-from parity import first_steps, plants
+from parity import case, first_steps, plants
 
 pytest.importorskip("torch")
 PASSED = {"verdict": "PARITY PASS", "passed": True}
@@ -125,6 +125,19 @@ def test_without_torch_the_batches_alone_are_computed_again_and_the_verdict_says
     assert [result.stage for result in report.results] == ["data"]
     assert report.verdict().startswith("PARITY PASS")
     assert report.verdict().endswith("without Torch only their batches were computed again")
+
+
+def test_the_run_of_a_large_network_that_was_not_rehearsed_is_looked_at_beside_the_training(tmp_path, monkeypatch):
+    settings = config(tmp_path, "train.total_steps=2")
+    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
+    source = inputs.read_data(settings)
+    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
+             "mean": source.mean, "std": source.std}
+    monkeypatch.setattr(case, "_LARGE", 0)
+    for device, expected in (("cpu", ["data", "run", "run"]), ("gpu:0 NVIDIA", ["data", "run"])):
+        (tmp_path / "run.json").write_text(json.dumps(facts | {"device": device}))
+        report = first_steps.prove(tmp_path / "recording", settings)
+        assert [(result.stage, result.passed) for result in report.results] == [(name, True) for name in expected]
 
 
 BUG = "        if not self.cta:\n            return batch\n"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special  # scipy.stats takes five times as long to load
+import scipy  # loads scipy.special where it is first used; scipy.stats would take five times as long
 
 from fixmatch.data.augment import ctaugment, randaugment, views
 from parity.compare import Row
@@ -71,7 +71,7 @@ def independent(one: Column, other: Column) -> Found:
 
 def _by_chance(statistic: float, freedom: int) -> float:
     """The probability that a chi-square of so many degrees of freedom is as large as this or larger."""
-    return float(special.chdtrc(freedom, statistic))
+    return float(scipy.special.chdtrc(freedom, statistic))
 
 
 def together(columns: list[Column]) -> Column:

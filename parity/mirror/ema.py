@@ -23,6 +23,6 @@ class EMA:
         """average <- decay * average + (1 - decay) * live, once after each optimizer step."""
         live, average = self.model.state_dict(), self.average.state_dict()
         for name, _ in self.model.named_parameters():
-            average[name].copy_(average[name] * self.decay + (1.0 - self.decay) * live[name])
+            average[name].mul_(self.decay).add_((1.0 - self.decay) * live[name])
         for name, _ in self.model.named_buffers():
             average[name].copy_(live[name])

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 import numpy as np
 import paddle
 
-from fixmatch import kernels, runtime
+from fixmatch import runtime
 from fixmatch import step as algorithm
 from fixmatch.kernels import allocator, openmp
 from fixmatch.models import layers
-from parity.case import SMALL, Case
+from parity import subject
+from parity.case import Case
 from parity.compare import ROUNDOFF, Row, exact, raised
 from parity.operators.calls import Call, batch_size, distinct_calls
 from parity.operators.judge import judge
@@ -71,8 +72,8 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
 
 def _joint_forward(case: Case) -> Row:
     """A step passes all its images through the network at once, as many as the run has. The network is small here."""
-    train, small = case.config.train, dataclasses.replace(case.config, model=SMALL[case.config.model.arch])
-    case = dataclasses.replace(case, config=small, image_size=4, batch_size=train.batch_size, mu=train.mu)
+    train, case = case.config.train, case.on_a_small_network("wideresnet")
+    case = dataclasses.replace(case, image_size=4, batch_size=train.batch_size, mu=train.mu)
     batch, (unlabeled, label_counts), seen = case.batch(0), case.label_facts(), []
     batch = batch._replace(index_u=np.arange(len(batch.u_w)) % unlabeled)
     state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std, unlabeled, label_counts)
@@ -97,18 +98,13 @@ def _judged(probe: Probe, roundoff: float) -> Iterator[Row]:
 def _as_the_run(case: Case, threads: int | None) -> Iterator[str | None]:
     """Device, kernels and threads as in the run, for a while. Yields its mixed precision, None for float32."""
     device, setting = paddle.device.get_device(), layers._cpu_kernels
-    name = runtime.select_device(case.config.runtime.device, case.config.runtime.deterministic)
+    runtime.select_device(case.config.runtime.device, case.config.runtime.deterministic)
     layers.set_cpu_kernels(case.config.runtime.cpu_kernels)
-    obeys = name == "cpu" and kernels.status()[0]
-    before = openmp.num_threads() if obeys else None
-    if obeys:
-        kernels.set_num_threads(threads or openmp.default_threads())
     try:
-        yield runtime.mixed_precision(case.config.train.amp)
+        with subject.threads(threads or openmp.default_threads()):
+            yield runtime.mixed_precision(case.config.train.amp)
     finally:
-        if obeys:
-            kernels.set_num_threads(before)
-            allocator.give_up_idle()
+        allocator.give_up_idle()
         layers.set_cpu_kernels(setting)
         paddle.device.set_device(device)
 

@@ -1,4 +1,6 @@
-"""What a self-check takes of networks too large to compare all of: tried on a small one that counts as large."""
+"""What a self-check takes of networks too large to compare all of: tried on one that counts as large."""
+
+import dataclasses
 
 import pytest
 
@@ -18,10 +20,17 @@ FOUND_IN = {  # plant -> the stage that names it
 
 @pytest.fixture
 def every(monkeypatch):
-    """The stages of the self-check of a large network, by name."""
-    monkeypatch.setattr(case_module, "_LARGE", 0)
+    """The stages of the self-check of a large network, by name. All but the smallest networks are large."""
+    smallest = max(case_module.small_case(arch, 0).num_weights for arch in case_module.SMALL)
+    monkeypatch.setattr(case_module, "_LARGE", smallest)
     table = stages.stages(thorough=False, threads=2)
     return {name: table[name] for name in stages.SELF_CHECK if name not in ("resume", "convert")}
+
+
+def large(case: case_module.Case) -> case_module.Case:
+    """The case with a network that is wider."""
+    model = dataclasses.replace(case.config.model, width=2 * case.config.model.width)
+    return dataclasses.replace(case, config=dataclasses.replace(case.config, model=model))
 
 
 def failed(case, every) -> list[stages.StageResult]:
@@ -31,22 +40,33 @@ def failed(case, every) -> list[stages.StageResult]:
 
 @pytest.mark.parametrize("arch", ["wideresnet", "resnext"])
 def test_right_code_passes(arch, every):
-    case = case_module.small_case(arch, 3)
+    case = large(case_module.small_case(arch, 3))
     assert case.large
+    assert not case.on_a_small_network().large
     assert [(result.stage, result.first_divergence) for result in failed(case, every)] == []
 
 
 @pytest.mark.parametrize("name", FOUND_IN)
 def test_a_planted_bug_is_caught(name, every):
     with plants.planted(name):
-        found = failed(score.case_of(plants.PLANTS[name]), every)
+        found = failed(large(score.case_of(plants.PLANTS[name])), every)
     assert stages.first_failure(found).stage == FOUND_IN[name]
 
 
-@pytest.mark.parametrize("name", ["forward", "backward", "train"])
+def test_the_large_network_itself_is_compared(every):
+    """And not the small one alone: which layers it has is a matter of the large one."""
+    case = large(case_module.small_case("wideresnet", 3))
+    rows = list(stages.rows_together(case.small()))
+    assert all(row.passed for row in rows)
+    widest = f"{case.config.model.width * 64}x{case.config.model.width * 64}x3x3"
+    seen = {row.tensor.split("/")[0] for row in rows if widest in row.tensor}
+    assert {"step 0 gradients", "step 0 weights", "step 0 ema"} <= seen
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "train", "run"])
 def test_all_of_it_is_compared_where_there_is_time(name, every):
-    """Outside of a self-check a large network takes whole steps, and all images are shown."""
-    case = case_module.small_case("wideresnet", 3)
+    """Outside of a self-check a large network takes whole steps, all images are shown, and the run is its own."""
+    case = large(case_module.small_case("wideresnet", 3))
     result = stages.run_stage(stages.stages()[name], case)
     assert result.passed, result.first_divergence
     tensors = {row.tensor for row in result.rows}
