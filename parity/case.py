@@ -68,8 +68,8 @@ class Case:
             confident = CONFIDENT_LOGITS[self.config.model.arch]
             if self.loader is not None:
                 confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
-            elif self.large:  # a hundred classes and few unlabeled images: steeper, and no harm in one step
-                confident *= 2 if self.batch_size > 1 else 4
+            elif self.large:  # few images: steeper where there are a hundred classes, and no harm in one step
+                confident *= max(1.0, np.log10(self.num_classes))
             return normal * (confident / np.sqrt(shape[1]))
         if name.endswith("running_var"):
             return scale + 0.2 * np.abs(normal)
@@ -129,10 +129,6 @@ class Case:
         Two labeled images at least, since interleaving one is nothing; and more unlabeled than labeled ones.
         """
         return dataclasses.replace(self, batch_size=2, mu=2 if self.large else 3)
-
-    def smallest(self) -> "Case":
-        """The same network with as few images as a step can have: one labeled, of two unlabeled ones two views each."""
-        return dataclasses.replace(self, batch_size=1, mu=2)
 
     def on_a_small_network(self, arch: str = "") -> "Case":
         """The same case with a small network of its own or another architecture."""

@@ -85,19 +85,18 @@ def forward(case: Case, dtype: str) -> Trace:
     yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval", "train"))
+        yield from _shown(state, case, "eval", "train")
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict,
-           images: int | None = None) -> Trace:
-    """The case's first images, and all activations on them in each mode, "eval" or "train"."""
+def _shown(state: algorithm.TrainState, case: Case, *modes: str) -> Trace:
+    """The case's images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
-    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s])[:images])
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
     yield "input", {"images": _array(images)}
     for mode in modes:
         state.model.train(mode == "train")
-        with torch.no_grad(), _activations(state.model, collect()) as seen:
+        with torch.no_grad(), _activations(state.model, {}) as seen:
             state.model(images)
         yield f"{mode} activations", seen
 
@@ -115,8 +114,9 @@ def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect:
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval",), collect, images=3 if case.large else None)
-        state.model.train()
+        if not case.large:
+            yield from _shown(state, case, "eval")
+            state.model.train()
         yield from _steps(state, case, sections, collect)
 
 

@@ -120,19 +120,18 @@ def forward(case: Case, dtype: str) -> Trace:
     yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval", "train"))
+        yield from _shown(state, case, "eval", "train")
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, modes: tuple[str, ...], collect: type = dict,
-           images: int | None = None) -> Trace:
-    """The case's first images, and all activations on them in each mode, "eval" or "train"."""
+def _shown(state: algorithm.TrainState, case: Case, *modes: str) -> Trace:
+    """The case's images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
-    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s])[:images])
+    images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
     yield "input", {"images": _array(images)}
     for mode in modes:
         (state.model.train if mode == "train" else state.model.eval)()
-        with paddle.no_grad(), _activations(state.model, collect()) as seen:
+        with paddle.no_grad(), _activations(state.model, {}) as seen:
             state.model(images)
         yield f"{mode} activations", seen
 
@@ -146,17 +145,16 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
-    """Fresh weights, an evaluation and some training steps of one network; `sections` as in `train`, activations and
-    gradients in dicts of the type `collect`. A large network is evaluated on few images.
-
-    Of a large network's fresh weights, of which no digest is made, there are none.
+    """Fresh weights, an evaluation and some training steps of one network, of a large one the steps alone; `sections`
+    as in `train`, activations and gradients in dicts of the type `collect`.
     """
     if not case.large:
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        yield from _shown(state, case, ("eval",), collect, images=3 if case.large else None)
-        state.model.train()
+        if not case.large:
+            yield from _shown(state, case, "eval")
+            state.model.train()
         yield from _steps(state, case, sections, collect)
 
 

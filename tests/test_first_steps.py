@@ -67,6 +67,7 @@ def test_after_a_supervised_start_the_first_steps_with_unlabeled_images_are_chec
     assert "First steps with unlabeled images: PARITY PASS" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_trained_network_passes_at_the_size_of_photographs(tmp_path, monkeypatch):
     """Digits of 8x8 and fresh weights never showed that batch norm's sums over a batch were off by a thousandth."""
     rng, right = np.random.default_rng(0), selfcheck.StartCheck.poll
