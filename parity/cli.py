@@ -147,7 +147,8 @@ def _prove(args) -> int:
 
 
 def _report(args, case: Case) -> Report:
-    every = stages.stages(args.steps, thorough=not args.self_check, threads=args.threads)
+    of_large = args.stage == "all" and case.large and not args.self_check and not (args.seeds or args.real_images)
+    every = stages.stages(args.steps, thorough=not (args.self_check or of_large), threads=args.threads)
     chosen = list(every) if args.stage == "all" else [args.stage]
     if args.self_check:
         chosen = stages.of_self_check(args.self_check, case)
@@ -155,6 +156,8 @@ def _report(args, case: Case) -> Report:
         return prove.with_goldens(case, chosen, every)
     if args.self_check and not (args.seeds or args.real_images):
         return prove.self_check(case, chosen, every)
+    if of_large:
+        return prove.of_large(case, chosen, every)
     return prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from fixmatch.config import ConfigError
+from fixmatch.runtime import device_name
 from fixmatch.usage import OPTIONAL
 from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
@@ -42,7 +43,18 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
 def self_check(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
     """Runs stages of the self-check, on half the images, and what it can on one network."""
     started, case = time.perf_counter(), case.small()
-    return _report(case, list(run_chosen(chosen, case, every, together=True)), started)
+    small = ("run",) if stages.too_large_to_rehearse(case, device_name()) else ()
+    return _report(case, list(run_chosen(chosen, case, every, together=True, on_a_small_network=small)), started)
+
+
+def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
+    """Runs stages of a large network in a minute or so: as the self-check does, and the others as far as they are about
+    the network on it, else on a small one."""
+    started, case = time.perf_counter(), case.small()
+    results = list(run_chosen(chosen, case, every, together=True, on_a_small_network=("resume", "ranks")))
+    if all(result.passed for result in results):
+        results.append(rounding_lane(case.on_a_small_network(), list(CLASSIC_SEEDS)))
+    return _report(case, results, started)
 
 
 def _report(case: Case, results: list[StageResult], started: float) -> Report:

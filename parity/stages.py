@@ -4,7 +4,7 @@ import gc
 import importlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ import numpy as np
 import paddle
 
 from fixmatch.data import DataError
-from fixmatch.runtime import device_name
 from parity import augment, batches, goldens, operators, published, ranks, reference_figures, resume, subject
 from parity.case import Case
 from parity.compare import Row, Trace, compare, compare_tensor, raised
@@ -80,8 +79,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
-        Stage("run", "train+eval", "float32", lambda case: _with_torch(
-            "dry_run", case if thorough else rehearsal(case))),
+        Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
         Stage("resume", "train", "float32", resume.rows, needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", case)),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
@@ -179,11 +177,12 @@ def of_self_check(part: str, case: Case) -> list[str]:
 
 
 def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
-               keep_going: bool = True) -> Iterator[StageResult]:
+               on_a_small_network: Container[str] = (), keep_going: bool = True) -> Iterator[StageResult]:
     """The results of the chosen stages, in their order.
 
     Args:
         together: whether forward, backward, optimizer and ema are taken from one network, as the self-check does.
+        on_a_small_network: stages that take one in the place of a large network.
     """
     shared: dict[str, StageResult] = {}
     for name in chosen:
@@ -191,7 +190,8 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
             shared = shared or run_together(rows_together(case))
             yield shared[name]
         else:
-            yield run_stage(every[name], case, keep_going=keep_going)
+            small = case.large and name in on_a_small_network
+            yield run_stage(every[name], case.on_a_small_network().small() if small else case, keep_going=keep_going)
 
 
 def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
@@ -238,11 +238,6 @@ def whole_reference(case: Case) -> Trace:
 def _extent(case: Case) -> tuple[dict[int, tuple[str, ...]], type]:
     """What is wanted of a network's steps, and in what its tensors are collected."""
     return (_ONE_STEP, goldens.Digest) if case.large else (_TWO_STEPS, dict)
-
-
-def rehearsal(case: Case) -> Case:
-    """What stage `run` takes before a training: the case, or a small network in the place of one that is too large."""
-    return case.on_a_small_network().small() if too_large_to_rehearse(case, device_name()) else case
 
 
 def too_large_to_rehearse(case: Case, device: str) -> bool:

@@ -8,7 +8,7 @@ from running import first_of
 pytest.importorskip("torch")  # the mirror's side
 
 from parity import case as case_module
-from parity import plants, stages
+from parity import plants, prove, stages
 from parity.plants import score
 
 FOUND_IN = {  # plant -> the stage that names it
@@ -34,8 +34,9 @@ def large(case: case_module.Case) -> case_module.Case:
 
 
 def failed(case, every) -> list[stages.StageResult]:
-    return [result for result in stages.run_chosen(every, case.small(), every, together=True, keep_going=False)
-            if not result.passed]
+    results = stages.run_chosen(every, case.small(), every, together=True, on_a_small_network=("run",),
+                                keep_going=False)
+    return [result for result in results if not result.passed]
 
 
 @pytest.mark.parametrize("arch", ["wideresnet", "resnext"])
@@ -71,3 +72,14 @@ def test_all_of_it_is_compared_where_there_is_time(name, every):
     assert result.passed, result.first_divergence
     tensors = {row.tensor for row in result.rows}
     assert name != "train" or "step 2 losses/loss" in tensors
+
+
+def test_all_stages_of_a_large_network(every):
+    """What is about the network is tried on it, and the others on a small one."""
+    case = large(case_module.small_case("wideresnet", 3))
+    report = prove.of_large(case, ["backward", "resume"], stages.stages(thorough=False))
+    assert [(result.stage, result.passed) for result in report.results] == [
+        ("backward", True), ("resume", True), ("backward", True)]  # the rounding lane comes last
+    backward, _, lane = report.results
+    assert any("256x256x3x3" in row.tensor for row in backward.rows)
+    assert lane.dtype == "float32"
