@@ -1,5 +1,6 @@
-"""Arrays as a safetensors file, written piece by piece: a large network is not to be in memory twice."""
+"""Arrays as a safetensors file, written piece by piece: a large network is not to be in memory twice; fingerprints."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -35,3 +36,8 @@ def safetensors(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | np.ndarray
 def as_numpy(array) -> np.ndarray:
     """A numpy array as it is, or a copy on the host of a Paddle tensor."""
     return array.numpy() if hasattr(array, "numpy") else array
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """Its dtype, its shape, and a SHA-256 of its elements: equal for equal arrays."""
+    return f"{array.dtype} {array.shape} {hashlib.sha256(np.ascontiguousarray(array)).hexdigest()}"

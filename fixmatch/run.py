@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fixmatch import checkpoint, distributed, notes
+from fixmatch.arrays import fingerprint
 from fixmatch.channel import RankLost
 from fixmatch.checkpoint import CheckpointError, load_weights
 from fixmatch.config import OWN_IMAGES, Config, ConfigError, from_dict, to_yaml
@@ -264,10 +265,14 @@ def _watch_first_steps(config: Config, inputs: Inputs, trainer: Trainer, cleanup
 
     After a supervised start the first steps with unlabeled images follow in the same way.
     """
-    source = inputs.source
+    source, saved = inputs.source, inputs.saved
+    resumed = saved is not None and saved.manifest.step == trainer.step  # and not a supervised start that is over
+    restored = {name: fingerprint(array) for name, array in saved.arrays.items()
+                if not name.startswith(("augment/", "log/"))} if resumed else {}
     check = StartCheck(config, {"num_classes": len(source.classes), "mean": source.mean, "std": source.std,
                                 "split": str(inputs.folder / "split.json"), "first_step": trainer.step,
-                                "world_size": inputs.manifest.world_size, "device": device_name()})
+                                "world_size": inputs.manifest.world_size, "device": device_name(),
+                                "restored": restored})
     cleanup.callback(check.close)
     trainer.recorder = check.recorder
     starting = config.ssl.supervised_at(trainer.step)

@@ -166,7 +166,7 @@ def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: st
     floor *= 1.0 if norm == "max" else np.sqrt(ours.size)
     scale = float(max(scale, floor, np.finfo(np.float64).tiny))
     passed = size / scale <= gate  # false for NaN, too
-    return Row(tensor, absolute, size / scale, passed, "" if passed else f"gate {gate:g}",
+    return Row(tensor, absolute, size / scale, passed, "" if passed else f"{size / scale:.1e}, gate {gate:g}",
                None if passed else ours, None if passed else reference)
 
 

@@ -7,7 +7,6 @@ checkpoints hold is compared with the recording. B labeled images, M = mu * B un
 """
 
 import gc
-import hashlib
 import json
 import pathlib
 import tempfile
@@ -18,7 +17,7 @@ import paddle
 import torch
 
 from fixmatch import checkpoint, inputs, run
-from fixmatch.arrays import as_numpy
+from fixmatch.arrays import as_numpy, fingerprint
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
 from fixmatch.data.split import Split
@@ -68,7 +67,7 @@ class _Judged(Recorder):
                 self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward=True)
             self.seen.append({n: a for n, a in given.items() if not n.startswith("gradient/")})
         if len(self.facts) >= 2:
-            self.prints[len(self.facts)] = {n: _fingerprint(now[n]) for n in state}
+            self.prints[len(self.facts)] = {n: fingerprint(now[n]) for n in state}
             self.scores[len(self.facts)] = _scores(self.mirror, now, self.source)
         if not self.done:
             self._write(name, state)
@@ -95,11 +94,6 @@ def rows(case: Case) -> Iterator[Row]:
         for line in evaluations:
             yield from _score_rows(line, recorder.scores[line["step"]])
         yield from _checkpoint_rows(folder / "run", source, recorder.prints, evaluations)
-
-
-def _fingerprint(array: np.ndarray) -> str:
-    """Equal for equal arrays."""
-    return f"{array.dtype} {array.shape} {hashlib.sha256(np.ascontiguousarray(array)).hexdigest()}"
 
 
 def batch_rows(config: Config, source: Source, split: Split, after: list[dict], first_step: int = 0,
@@ -172,7 +166,7 @@ def _checkpoint_rows(folder: pathlib.Path, source: Source, live: dict[int, dict[
         saved = checkpoint.load(folder / "checkpoints" / which)
         file = next((folder / "checkpoints" / which).glob("arrays-*")).stat().st_ino
         if file not in prints:
-            prints[file] = {n: _fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
+            prints[file] = {n: fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
         found = prints[file]
         for name in [*live[step], *(n for n in found if n not in live[step])]:
             equal = found.get(name) == live[step].get(name)

@@ -44,6 +44,8 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
 
         after = [recording.Arrays(path) for path in sorted(recording_folder.glob("step-*.safetensors"))]
         yield from dry_run.batch_rows(config, source, split, after, first_step, facts["world_size"])
+        start = recording.Arrays(recording_folder / "start.safetensors")
+        yield from recording.restored_rows(facts["restored"], start)
         yield from recording.rows(recording_folder, config, facts["num_classes"], facts["mean"], facts["std"],
                                   forward=facts["world_size"] == 1)
 
@@ -53,5 +55,9 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
                for name, mode, dtype, rows in chosen]
     if has_torch and too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
         results.append(run_stage(stages()["run"], case))
-    aside = "" if has_torch else "; without Torch only their batches were computed again"
+    aside = "; without Torch only their batches were computed again"
+    if has_torch:
+        forward = any(" losses/" in row.tensor for row in results[1].rows) or not results[1].passed
+        why = "their activations take more than 2 GB" if facts["world_size"] == 1 else "other ranks have a part of them"
+        aside = "" if forward else f"; of its own batches losses and gradients were not computed again: {why}"
     return Report(results, time.perf_counter() - started, "the mirror in float64", "the first steps of this run", aside)

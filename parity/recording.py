@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fixmatch.arrays import DTYPES
+from fixmatch.arrays import DTYPES, fingerprint
 from fixmatch.config import Config
 from parity import updates
-from parity.compare import Reading, Row, exact, near
+from parity.compare import FRESH_WEIGHTS, Reading, Row, compare, exact, near
 from parity.mirror import losses as mirror_losses
 from parity.mirror import thresholds as mirror_thresholds
 from parity.mirror.models import build_model
@@ -64,9 +64,11 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before = Arrays(folder / "start.safetensors")
+    mirror = Mirror(config, num_classes, mean, std)
     if facts and facts[0]["step"] == 0:  # a run that goes on has an average of its own
         yield from start_rows(before)
-    mirror = Mirror(config, num_classes, mean, std)
+        if not config.model.init:
+            yield from fresh_rows(mirror, before)
     for number, fact in enumerate(facts):
         after = Arrays(folder / f"step-{number}.safetensors")
         yield from step_rows(mirror, before, after, fact, forward)
@@ -100,6 +102,22 @@ def start_rows(start: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """The average starts from the live network."""
     for name in (name[6:] for name in start if name.startswith("model/")):
         yield exact(f"start/average of {name}", start.get(f"ema/{name}"), start[f"model/{name}"])
+
+
+def fresh_rows(mirror: Mirror, start: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    """Fresh weights are distributed as the mirror's."""
+    with precision("float32"):
+        model = build_model(num_classes=mirror.num_classes, **mirror.config.model.network())
+    theirs = {name: _array(t) for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    yield from compare([(FRESH_WEIGHTS, as_torch(start, "model"))], [(FRESH_WEIGHTS, theirs)])
+
+
+def restored_rows(restored: Mapping[str, str], start: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    """A resumed run starts from what its checkpoint holds, of which these are the fingerprints."""
+    for name, expected in restored.items():
+        equal = name in start and fingerprint(start[name]) == expected
+        apart = 0.0 if equal else np.inf
+        yield Row(f"restored/{name}", apart, apart, equal, "" if equal else "not what the checkpoint holds")
 
 
 def step_rows(mirror: Mirror, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], fact: dict,

@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 from image_folders import save
 from running import ROOT, TINY
 
 import fixmatch
-from fixmatch import inputs, selfcheck
+from fixmatch import inputs, selfcheck, step
 from fixmatch.recorder import Recorder
-from parity import case, first_steps, plants
+from parity import case, first_steps, plants, recording
 
 pytest.importorskip("torch")
 PASSED = {"verdict": "PARITY PASS", "passed": True}
@@ -133,12 +134,50 @@ def test_the_run_of_a_large_network_that_was_not_rehearsed_is_looked_at_beside_t
     fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
     source = inputs.read_data(settings)
     facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
-             "mean": source.mean, "std": source.std}
+             "restored": {}, "mean": source.mean, "std": source.std}
     monkeypatch.setattr(case, "_LARGE", 0)
     for device, expected in (("cpu", ["data", "run", "run"]), ("gpu:0 NVIDIA", ["data", "run"])):
         (tmp_path / "run.json").write_text(json.dumps(facts | {"device": device}))
         report = first_steps.prove(tmp_path / "recording", settings)
         assert [(result.stage, result.passed) for result in report.results] == [(name, True) for name in expected]
+
+
+def test_of_activations_that_take_too_much_memory_the_verdict_says_so(tmp_path, monkeypatch):
+    settings = config(tmp_path, "train.total_steps=2")
+    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
+    source = inputs.read_data(settings)
+    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
+             "restored": {}, "mean": source.mean, "std": source.std, "device": "cpu"}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert "computed again" not in first_steps.prove(tmp_path / "recording", settings).verdict()
+    monkeypatch.setattr(recording, "MOST_ELEMENTS", 0)
+    report = first_steps.prove(tmp_path / "recording", settings)
+    assert report.verdict().startswith("PARITY PASS")
+    assert report.verdict().endswith("were not computed again: their activations take more than 2 GB")
+
+
+def test_weights_drawn_otherwise_are_seen_in_the_run_itself(tmp_path, monkeypatch):
+    """Those of a large network are not compared before it."""
+    build_model = step.build_model
+
+    def wider(*args, **kwargs):
+        model = build_model(*args, **kwargs)
+        with paddle.no_grad():
+            model.block3.layer[0].conv2.weight.scale_(3.0)  # a kernel of 3x3 forgotten in fan_out
+        return model
+
+    monkeypatch.setattr(step, "build_model", wider)
+    with pytest.raises(selfcheck.SelfCheckFailed):
+        fixmatch.train(config(tmp_path, "train.total_steps=20"))
+    assert "initial/block3.layer.0.conv2.weight" in verdict_of(tmp_path)["verdict"]
+    assert "how fresh weights are drawn" in verdict_of(tmp_path)["verdict"]
+
+
+def test_what_is_restored_is_what_the_checkpoint_holds(tmp_path):
+    fixmatch.train(config(tmp_path, "train.total_steps=4", "parity.enabled=false"))
+    with plants.planted("resume-average-from-raw"), pytest.raises(selfcheck.SelfCheckFailed):
+        fixmatch.train(config(tmp_path, "train.total_steps=40", "train.eval_every=40"), resume=True)
+    assert "restored/ema/" in verdict_of(tmp_path)["verdict"]
 
 
 BUG = "        if not self.cta:\n            return batch\n"
