@@ -121,12 +121,12 @@ def _schedule_probe(case: Case) -> tuple:
 
 
 def _metric_probe(case: Case) -> tuple:
-    """Logits with ties, one row all equal, for 17 images in batches of 5: the last one is partial; 25 evaluations."""
-    rng = np.random.default_rng([case.seed, 2])
-    table = rng.standard_normal((17, case.num_classes)).round()
+    """Logits with ties, one row all equal, for 77 images in batches of 36: the last one is partial; 25 evaluations."""
+    rng, count = np.random.default_rng([case.seed, 2]), 77
+    table = rng.standard_normal((count, case.num_classes)).round()
     table[3] = 0.0
-    images = np.broadcast_to(np.arange(17, dtype=np.uint8)[:, None, None, None], (17, 8, 8, 3)).copy()
-    return table, rng.integers(0, case.num_classes, 17), images, 5, rng.uniform(0, 100, 25).tolist()
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, 3)).copy()
+    return table, rng.integers(0, case.num_classes, count), images, 36, rng.uniform(0, 100, 25).tolist()
 
 
 @dataclass
