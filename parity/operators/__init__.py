@@ -31,7 +31,7 @@ from parity.operators.probe import Probe
 
 # What the probes of all calls together may cost, unless thorough: multiplications of one operator, and elements of its
 # largest tensor, in float32 on the run's maps and in float64.
-_WORK, _ELEMENTS = 8e9, 25e6
+_WORK, _ELEMENTS = 8e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 2e9, 6e6
 _FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
