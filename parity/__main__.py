@@ -8,10 +8,11 @@ gc.disable()  # nothing of what is imported is garbage, and looking for it takes
 
 from parity.cli import main  # noqa: E402
 
+gc.enable()
+
 if __name__ == "__main__":
     gc.freeze()
     gc.set_threshold(20_000)  # objects; Torch is still to come
-    gc.enable()
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

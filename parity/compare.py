@@ -156,6 +156,13 @@ def exact(tensor: str, ours, reference) -> Row:
                reference)
 
 
+def same_print(tensor: str, ours: str | None, reference: str | None, why: str) -> Row:
+    """A row of two arrays' fingerprints, which must be equal; None where there is no array. `why` if they are not."""
+    equal = ours == reference
+    apart = 0.0 if equal else np.inf
+    return Row(tensor, apart, apart, equal, "" if equal else why)
+
+
 def near(tensor: str, ours, reference, gate: float, floor: float = 0.0, norm: str = "max") -> Row:
     """A row whose `relative` is the error over the reference's size, or over `floor` where that is smaller."""
     if row := _no_match(tensor, ours, reference):

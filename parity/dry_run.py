@@ -25,7 +25,7 @@ from fixmatch.recorder import Recorder
 from fixmatch.runtime import arithmetic
 from parity import recording
 from parity.case import Case
-from parity.compare import Reading, Row, exact, near
+from parity.compare import Reading, Row, exact, near, same_print
 from parity.mirror.evaluation import accuracy
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision
@@ -169,9 +169,7 @@ def _checkpoint_rows(folder: pathlib.Path, source: Source, live: dict[int, dict[
             prints[file] = {n: fingerprint(a) for n, a in saved.arrays.items() if not n.startswith("augment/")}
         found = prints[file]
         for name in [*live[step], *(n for n in found if n not in live[step])]:
-            equal = found.get(name) == live[step].get(name)
-            apart = 0.0 if equal else np.inf
-            yield Row(f"checkpoint {which}/{name}", apart, apart, equal, "" if equal else "not what was live")
+            yield same_print(f"checkpoint {which}/{name}", found.get(name), live[step].get(name), "not what was live")
         yield exact(f"checkpoint {which}/step", np.array(saved.manifest.step), np.array(step))
     history = {name: [line[name]["top1"] for line in evaluations] for name in ("raw", "ema")}
     latest = saved.manifest

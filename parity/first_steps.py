@@ -19,7 +19,7 @@ from parity.batches import rows_of_run
 from parity.case import Case
 from parity.compare import Row
 from parity.report import Report
-from parity.stages import Stage, run_stage, stages, too_large_to_rehearse
+from parity.stages import Stage, StageResult, run_stage, stages, too_large_to_rehearse
 
 
 def prove(recording_folder: pathlib.Path, config: Config) -> Report:
@@ -55,9 +55,15 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
                for name, mode, dtype, rows in chosen]
     if has_torch and too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
         results.append(run_stage(stages()["run"], case))
-    aside = "; without Torch only their batches were computed again"
-    if has_torch:
-        forward = any(" losses/" in row.tensor for row in results[1].rows) or not results[1].passed
-        why = "their activations take more than 2 GB" if facts["world_size"] == 1 else "other ranks have a part of them"
-        aside = "" if forward else f"; of its own batches losses and gradients were not computed again: {why}"
+    aside = _not_computed(results[1:], facts["world_size"])
     return Report(results, time.perf_counter() - started, "the mirror in float64", "the first steps of this run", aside)
+
+
+def _not_computed(of_steps: list[StageResult], world_size: int) -> str:
+    """What of the run's own steps was not computed again, for the verdict; `of_steps` is empty without Torch."""
+    if not of_steps:
+        return "; without Torch only their batches were computed again"
+    if any(" losses/" in row.tensor for row in of_steps[0].rows) or not of_steps[0].passed:
+        return ""
+    why = "their activations take more than 2 GB" if world_size == 1 else "other ranks have a part of them"
+    return f"; of its own batches losses and gradients were not computed again: {why}"

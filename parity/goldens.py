@@ -18,7 +18,7 @@ from fixmatch.config import Config, ModelConfig, OptimConfig
 from fixmatch.data import DataError
 from fixmatch.files import write_atomic
 from parity.case import Case
-from parity.compare import Trace
+from parity.compare import FRESH_WEIGHTS, Trace
 
 WHOLE = "whole"  # the trace that the stages forward, backward, optimizer and ema are taken from
 _FOLDER = pathlib.Path(__file__).parent / "goldens"
@@ -67,7 +67,7 @@ class Digest(UserDict):
 def digest(trace: Trace) -> Iterator[tuple[str, Digest]]:
     """A trace reduced to what a golden keeps. Fresh weights, which are random, are left out."""
     for section, tensors in trace:
-        if section != "initial":
+        if section != FRESH_WEIGHTS:
             yield section, tensors if isinstance(tensors, Digest) else Digest(tensors)
 
 

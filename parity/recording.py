@@ -21,7 +21,7 @@ import torch
 from fixmatch.arrays import DTYPES, fingerprint
 from fixmatch.config import Config
 from parity import updates
-from parity.compare import FRESH_WEIGHTS, Reading, Row, compare, exact, near
+from parity.compare import FRESH_WEIGHTS, Reading, Row, compare, exact, near, same_print
 from parity.mirror import losses as mirror_losses
 from parity.mirror import thresholds as mirror_thresholds
 from parity.mirror.models import build_model
@@ -115,9 +115,8 @@ def fresh_rows(mirror: Mirror, start: Mapping[str, np.ndarray]) -> Iterator[Row]
 def restored_rows(restored: Mapping[str, str], start: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """A resumed run starts from what its checkpoint holds, of which these are the fingerprints."""
     for name, expected in restored.items():
-        equal = name in start and fingerprint(start[name]) == expected
-        apart = 0.0 if equal else np.inf
-        yield Row(f"restored/{name}", apart, apart, equal, "" if equal else "not what the checkpoint holds")
+        ours = fingerprint(start[name]) if name in start else None
+        yield same_print(f"restored/{name}", ours, expected, "not what the checkpoint holds")
 
 
 def step_rows(mirror: Mirror, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], fact: dict,

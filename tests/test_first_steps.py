@@ -38,6 +38,17 @@ def verdict_of(folder) -> dict:
     return json.loads((folder / "run/parity.json").read_text())["first_steps"]
 
 
+def recorded(folder) -> tuple[fixmatch.Config, dict]:
+    """The settings of a run of two steps that was recorded in `folder`, and what a check of it is told in run.json."""
+    settings = config(folder, "train.total_steps=2")
+    fixmatch.train(settings, recorder=Recorder(folder / "recording"))
+    source = inputs.read_data(settings)
+    facts = {"split": str(folder / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
+             "restored": {}, "mean": source.mean, "std": source.std, "device": "cpu"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    return settings, facts
+
+
 @pytest.mark.long  # the next test has the usual run
 @pytest.mark.parametrize("overrides", [
     (), ("ssl.mode=none",), ("ssl.mode=none", "ssl.supervised_steps=2"),
@@ -117,10 +128,7 @@ def test_a_resumed_run_is_checked_where_it_goes_on(tmp_path):
 
 
 def test_without_torch_the_batches_alone_are_computed_again_and_the_verdict_says_so(tmp_path, monkeypatch):
-    settings = config(tmp_path, "train.total_steps=2")
-    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
-    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1}
-    (tmp_path / "run.json").write_text(json.dumps(facts))
+    settings, _ = recorded(tmp_path)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     report = first_steps.prove(tmp_path / "recording", settings)
@@ -130,11 +138,7 @@ def test_without_torch_the_batches_alone_are_computed_again_and_the_verdict_says
 
 
 def test_the_run_of_a_large_network_that_was_not_rehearsed_is_looked_at_beside_the_training(tmp_path, monkeypatch):
-    settings = config(tmp_path, "train.total_steps=2")
-    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
-    source = inputs.read_data(settings)
-    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
-             "restored": {}, "mean": source.mean, "std": source.std}
+    settings, facts = recorded(tmp_path)
     monkeypatch.setattr(case, "_LARGE", 0)
     for device, expected in (("cpu", ["data", "run", "run"]), ("gpu:0 NVIDIA", ["data", "run"])):
         (tmp_path / "run.json").write_text(json.dumps(facts | {"device": device}))
@@ -143,12 +147,7 @@ def test_the_run_of_a_large_network_that_was_not_rehearsed_is_looked_at_beside_t
 
 
 def test_of_activations_that_take_too_much_memory_the_verdict_says_so(tmp_path, monkeypatch):
-    settings = config(tmp_path, "train.total_steps=2")
-    fixmatch.train(settings, recorder=Recorder(tmp_path / "recording"))
-    source = inputs.read_data(settings)
-    facts = {"split": str(tmp_path / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
-             "restored": {}, "mean": source.mean, "std": source.std, "device": "cpu"}
-    (tmp_path / "run.json").write_text(json.dumps(facts))
+    settings, _ = recorded(tmp_path)
     assert "computed again" not in first_steps.prove(tmp_path / "recording", settings).verdict()
     monkeypatch.setattr(recording, "MOST_ELEMENTS", 0)
     report = first_steps.prove(tmp_path / "recording", settings)
