@@ -83,13 +83,11 @@ class _Parity:
 class SelfCheck:
     """The check before the first step. Starts at once, unless its verdict is known or parity.enabled is false.
 
-    It is two processes that take about the same time. The first, whose stage `run` trains, has the run's threads; in
-    the second stage `operators` takes as many.
     `result` waits for the verdict, `close` gives up on it.
     """
 
     def __init__(self, config: Config):
-        self.parts, self.timeout = [], config.parity.timeout
+        self.parity, self.timeout = None, config.parity.timeout
         if not config.parity.enabled:
             self.known = {"verdict": "not checked: parity.enabled is false", "passed": None}
             return
@@ -98,16 +96,14 @@ class SelfCheck:
         if self.known is not None:
             self.known["cached"] = True
             return
-        run_threads = os.environ["OMP_NUM_THREADS"]
-        for part, threads in (("first", run_threads), ("second", "1")):
-            self.parts.append(_Parity(config, threads))
-            self.parts[-1].start("--self-check", part, "--threads", run_threads)
+        self.parity = _Parity(config, threads=os.environ["OMP_NUM_THREADS"])
+        self.parity.start("--self-check", "--processes", "2")
 
     def result(self) -> dict:
         """The content of parity.json: {"verdict", "passed", "cached", "seconds", ...}. Only a pass is remembered."""
         if self.known is not None:
             return self.known
-        found = _together([part.result(self.timeout, "the self-check") for part in self.parts])
+        found = self.parity.result(self.timeout, "the self-check")
         if found["passed"]:
             try:
                 self.remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -117,23 +113,8 @@ class SelfCheck:
         return found
 
     def close(self) -> None:
-        for part in self.parts:
-            part.close()
-
-
-def _together(parts: list[dict]) -> dict:
-    """One verdict of several: that of the one whose failure names the fault, or a pass over all their stages."""
-    failed = [part for part in parts if not part["passed"]]
-    every = [stage for part in parts for stage in part["stages"]]
-    seconds = max(part["seconds"] for part in parts)
-    if failed:
-        named = min(failed, key=lambda part: part.get("rank") or 0)
-        return {**named, "stages": every, "seconds": seconds}
-    tensors = sum(stage["tensors"] for stage in every)
-    worst = max((stage["worst"]["rel"] for stage in every if stage["dtype"] == "float64"), default=0.0)
-    verdict = (f"PARITY PASS {tensors}/{tensors} tensors, worst {worst:.1e} (gate {parts[0]['gate']:.0e}), "
-               f"0 declared deviations, {seconds:.1f} s{parts[0].get('aside', '')}")
-    return {**parts[0], "stages": every, "seconds": seconds, "verdict": verdict}
+        if self.parity is not None:
+            self.parity.close()
 
 
 class StartCheck:

@@ -1,10 +1,12 @@
 """The command behind tools/parity.py. Exit codes: 0 aligned, 1 diverged, 2 wrong usage, 130 interrupted."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
+from collections.abc import Iterator
 
 import paddle
 
@@ -16,10 +18,11 @@ from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
 from fixmatch.runtime import select_device
 from fixmatch.usage import OPTIONAL
-from parity import first_steps, goldens, page, plants, prove, stages
+from parity import first_steps, goldens, page, plants, prove, stages, subject
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
 from parity.report import Report
+from parity.second_process import Died, in_second_process
 
 # What else may be given beside an argument that is a command of its own.
 _BESIDE = {"list_plants": (), "write_goldens": (), "mutation_score": ("json",), "recording": ("config", "json")}
@@ -44,6 +47,8 @@ def _checked(args, parser: argparse.ArgumentParser) -> int:
         return _run(args)
     except BrokenPipeError:
         raise
+    except Died as error:
+        return fail(str(error), 1)
     except OSError as error:
         return fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
 
@@ -70,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-plants", action="store_true", help="name the known bugs and stop")
     parser.add_argument("--mutation-score", action="store_true", help="try all known bugs and say which are caught")
     parser.add_argument("--write-goldens", action="store_true", help="record results for machines without Torch")
-    parser.add_argument("--self-check", nargs="?", const="all", choices=("all", "first", "second"),
-                        help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}; or those of the "
-                        "first or second of its two processes")
-    parser.add_argument("--threads", type=int, help="of the operators that train (default: as a run started here)")
+    parser.add_argument("--self-check", action="store_true",
+                        help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1,
+                        help="that share the stages of the self-check (default: 1)")
     parser.add_argument("--recording", type=pathlib.Path, help=argparse.SUPPRESS)  # of a run's first steps
     return parser
 
@@ -87,6 +92,8 @@ def _check_usage(args, parser: argparse.ArgumentParser) -> None:
     for seed in args.seeds or []:
         if not 0 <= seed < 2**63:
             raise UsageError(f"--seeds: 0 to 2**63 - 1, got {seed}")
+    if args.processes > 1 and not (args.self_check and _alone(args)):
+        raise UsageError("--processes 2: of a --self-check without --seeds and --real-images")
     if args.plant and args.plant not in plants.PLANTS:
         raise UsageError(f"--plant {args.plant}: no such bug; --list-plants shows all {len(plants.PLANTS)}")
     for name in _NEEDS_TORCH if not _installed("torch") else ():
@@ -131,13 +138,12 @@ def _run(args) -> int:
 
 def _prove(args) -> int:
     case = _case(args)
-    runtime = case.config.runtime
-    try:
-        select_device(runtime.device, runtime.deterministic)
-    except ValueError as error:
-        raise UsageError(error) from None
-    with plants.planted(args.plant):
-        report = _report(args, case)
+    with contextlib.ExitStack() as stack:
+        second = None
+        if args.processes == 2:  # now, as a process that has computed something cannot be forked
+            second = stack.enter_context(in_second_process(_share_of_second, args, case, _installed("torch")))
+        _prepare(stack, args, case)
+        report = _report(args, case, second)
         print(report.text())
         if args.reprod_log:
             from parity import reprod  # loads Torch, which is not installed everywhere
@@ -146,19 +152,41 @@ def _prove(args) -> int:
     return _keep(args, report)
 
 
-def _report(args, case: Case) -> Report:
-    of_large = args.stage == "all" and case.large and not args.self_check and not (args.seeds or args.real_images)
-    every = stages.stages(args.steps, thorough=not (args.self_check or of_large), threads=args.threads)
-    chosen = list(every) if args.stage == "all" else [args.stage]
-    if args.self_check:
-        chosen = stages.of_self_check(args.self_check, case)
-    if not _installed("torch"):
+def _prepare(stack: contextlib.ExitStack, args, case: Case) -> None:
+    runtime = case.config.runtime
+    try:
+        select_device(runtime.device, runtime.deterministic)
+    except ValueError as error:
+        raise UsageError(error) from None
+    stack.enter_context(plants.planted(args.plant))
+
+
+def _report(args, case: Case, second: Iterator | None) -> Report:
+    torch, alone = _installed("torch"), _alone(args)
+    if args.self_check and alone:
+        return prove.self_check(case, stages.stages(thorough=False), torch, second)
+    of_large = args.stage == "all" and case.large and alone and not args.self_check
+    every = stages.stages(args.steps, thorough=not (args.self_check or of_large))
+    chosen = stages.of_self_check("all", case) if args.self_check else list(every) if args.stage == "all" else [
+        args.stage]
+    if not torch:
         return prove.with_goldens(case, chosen, every)
-    if args.self_check and not (args.seeds or args.real_images):
-        return prove.self_check(case, chosen, every)
     if of_large:
         return prove.of_large(case, chosen, every)
     return prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
+
+
+def _alone(args) -> bool:
+    """Whether one case is looked at, of images from a numpy seed."""
+    return not (args.seeds or args.real_images)
+
+
+def _share_of_second(args, case: Case, torch: bool) -> Iterator:
+    """What the second process of a self-check does. The first has the run's threads, as it trains; this one has one."""
+    with contextlib.ExitStack() as stack:
+        _prepare(stack, args, case)
+        stack.enter_context(subject.threads(1))
+        yield from prove.share_of_second(case, stages.stages(thorough=False), torch)
 
 
 def _keep(args, report: Report) -> int:

@@ -22,9 +22,9 @@ from parity.case import Case
 from parity.compare import Row, exact
 from parity.convert_meaning import meaning_rows
 from parity.mirror import step as mirror
-from parity.mirror.models import build_model
 from parity.ranks import narrowed
 from parity.reference import precision
+from parity.reference_checkpoint import network_of
 from parity.small_run import short_config, small_source, training_on
 from parity.weights import paddle_to_torch, torch_to_paddle
 
@@ -134,7 +134,7 @@ def _content_rows(content: dict, saved: Checkpoint, config: Config) -> Iterator[
     """The file has what the reference asks for, in the precision it saves, and the numbers that were trained."""
     for key in KEYS:
         yield _equal(f"file/{key}", key in content, True)
-    network = _without_memory(config, len(saved.manifest.classes))
+    network = network_of(config.model, len(saved.manifest.classes))
     for part, key in PARTS.items():
         given, expected = content.get(key) or {}, paddle_to_torch(saved.part(part))
         for name in [*network.state_dict(), *(n for n in given if n not in expected)]:
@@ -149,12 +149,6 @@ def _content_rows(content: dict, saved: Checkpoint, config: Config) -> Iterator[
             yield _same(f"file optimizer/{name}", None if ours is None else ours.numpy(), expected.get(name))
     yield _equal("file/epoch is right", content["epoch"], step // 1024)
     yield _equal("file/best_acc is right", content["best_acc"], max(saved.manifest.history["ema"]))
-
-
-def _without_memory(config: Config, classes: int):
-    """The mirror's network, for the names and the order of its tensors."""
-    with torch.device("meta"):
-        return build_model(num_classes=classes, **config.model.network())
 
 
 def _converts(tensor: str, conversion, source: pathlib.Path, target: pathlib.Path) -> Row:

@@ -1,8 +1,11 @@
 """A proof: the chosen stages run on a case, against Torch or against what was recorded from it, into one Report."""
 
+import gc
 import importlib.metadata
 import time
 from collections.abc import Iterable, Iterator
+
+import psutil
 
 from fixmatch.config import ConfigError
 from fixmatch.runtime import device_name
@@ -37,14 +40,40 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
             results.append(result)
     if lane and "backward" in chosen and all(result.passed for result in results):
         results.append(rounding_lane(case, seeds if len(seeds) >= 5 else list(CLASSIC_SEEDS)))
-    return _report(case, results, started)
+    return _report(case, results, time.perf_counter() - started)
 
 
-def self_check(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
-    """Runs stages of the self-check, on half the images, and what it can on one network."""
-    started, case = time.perf_counter(), case.small()
+def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterator | None = None) -> Report:
+    """Runs the stages of the self-check, on half the images, and what it can on one network.
+
+    Args:
+        torch: whether it is installed.
+        second: what `share_of_second` yields in a second process; None: this one does everything.
+    """
+    started = psutil.Process().create_time() if second else time.time()  # imports take as long as some stages
+    part = "first" if second else "all"
+    results = [*_share(part, case, every, torch, lambda case: next(second)), *(second or ())]
+    results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
+    seconds = time.time() - started
+    return _report(case, results, seconds) if torch else _report_on_goldens(
+        case, results, stages.of_self_check("all", case), seconds)
+
+
+def share_of_second(case: Case, every: dict[str, Stage], torch: bool) -> Iterator[stages.Side | StageResult]:
+    """The share of the second of two processes of a self-check; before it, of a large network, production's side."""
+    if torch and case.large:
+        yield stages.production_side(case.small())
+        gc.collect()  # the network, which knows itself in a circle
+    yield from _share("second", case, every, torch)
+
+
+def _share(part: str, case: Case, every: dict[str, Stage], torch: bool, large_side=None) -> Iterator[StageResult]:
+    chosen = stages.of_self_check(part, case)
+    if not torch:
+        return _on_goldens(case, chosen, every)
     small = ("run",) if stages.too_large_to_rehearse(case, device_name()) else ()
-    return _report(case, list(run_chosen(chosen, case, every, together=True, on_a_small_network=small)), started)
+    return run_chosen(chosen, case.small(), every, together=True, on_a_small_network=small,
+                      large_side=large_side if part == "first" else None)
 
 
 def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
@@ -54,12 +83,12 @@ def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Repo
     results = list(run_chosen(chosen, case, every, together=True, on_a_small_network=("resume", "ranks")))
     if all(result.passed for result in results):
         results.append(rounding_lane(case.on_a_small_network(), list(CLASSIC_SEEDS)))
-    return _report(case, results, started)
+    return _report(case, results, time.perf_counter() - started)
 
 
-def _report(case: Case, results: list[StageResult], started: float) -> Report:
+def _report(case: Case, results: list[StageResult], seconds: float) -> Report:
     torch = importlib.metadata.version("torch")  # which not every process of a self-check loads
-    return Report(results, time.perf_counter() - started, f"torch {torch}", _describe(case))
+    return Report(results, seconds, f"torch {torch}", _describe(case))
 
 
 def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Report:
@@ -70,21 +99,33 @@ def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Repo
         GoldenError: what was recorded is missing or damaged.
     """
     started = time.perf_counter()
-    left_out = [name for name in chosen if name not in _RECORDED and every[name].needs_torch]
-    possible = [name for name in chosen if name not in left_out]
-    if not possible:
-        raise NotRecorded(f"stage {', '.join(left_out)}: needs Torch: pip install {OPTIONAL['torch']}; without it: "
+    results = list(_on_goldens(case, chosen, every))
+    if not results:
+        raise NotRecorded(f"stage {', '.join(chosen)}: needs Torch: pip install {OPTIONAL['torch']}; without it: "
                           f"{', '.join(n for n in every if n in _RECORDED or not every[n].needs_torch)}")
-    golden, exact = goldens.nearest(case.config.model)
+    return _report_on_goldens(case, results, chosen, time.perf_counter() - started)
+
+
+def _on_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Iterator[StageResult]:
+    """The results of the chosen stages that need no Torch or that a golden holds."""
+    golden, _ = goldens.nearest(case.config.model)
+    possible = [name for name in chosen if name in _RECORDED or not every[name].needs_torch]
     together = stages.run_together(_rows_together(golden)) if set(stages.TOGETHER) & set(possible) else {}
-    results = [together[name] if name in together else _with_golden(every[name], golden) if name == "loss"
-               else run_stage(every[name], case) for name in possible]
+    for name in possible:
+        yield (together[name] if name in together else _with_golden(every[name], golden) if name == "loss"
+               else run_stage(every[name], case))
+
+
+def _report_on_goldens(case: Case, results: list[StageResult], chosen: list[str], seconds: float) -> Report:
+    golden, exact = goldens.nearest(case.config.model)
     shape = f"{golden} with the reference's hyper-parameters" + (
         "" if exact else f", the nearest recorded to {case.config.model}")
+    done = {result.stage for result in results}
+    left_out = [name for name in chosen if name not in done]
     not_run = f"; not run without it: {', '.join(left_out)}" if left_out else ""
     against = "results recorded from torch, since torch is not installed (fresh weights are not compared)"
     aside = "; without Torch recorded results stand in for it"
-    return Report(results, time.perf_counter() - started, against + not_run, shape, aside)
+    return Report(results, seconds, against + not_run, shape, aside)
 
 
 def _rows_together(golden: str) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from fixmatch.config import Config
 from parity.mirror.models import build_model
 from parity.mirror.optimizer import TwoGroupSGD
 from parity.mirror.schedule import build_scheduler, cosine_7_16
+from parity.reference import without_initial_values
 from parity.weights import torch_to_paddle
 
 OWN = "fixmatch_paddle"  # the key of what the reference does not know: {"manifest", "arrays": of CTAugment, say}
@@ -107,8 +108,8 @@ def hyperparameters(optimizer: dict) -> dict:
 
 
 def network_of(model, num_classes: int):
-    """The mirror's network without memory for its tensors: their names, shapes and order."""
-    with torch.device("meta"):
+    """The mirror's network, for the names, shapes and order of its tensors, whose values nobody has set."""
+    with without_initial_values():
         return build_model(num_classes=num_classes, **model.network())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fixmatch import version
 from parity.compare import float64_gate, gate_of
-from parity.stages import StageResult, first_failure, rank
+from parity.stages import StageResult, first_failure
 
 # Differences from the reference that are known, harmless and accepted. There is none.
 DECLARED_DEVIATIONS: tuple[str, ...] = ()
@@ -72,10 +72,8 @@ class Report:
 
     def json(self) -> dict:
         """All of it but the single tensors, ready for json.dumps."""
-        failure = self.first_failure()
-        return {"verdict": self.verdict(), "passed": self.passed, "rank": failure and rank(failure),
-                "seconds": round(self.seconds, 3), "aside": self.aside, "against": self.against,
-                "subject": self.subject, "versions": versions(), "gate": float64_gate(),
+        return {"verdict": self.verdict(), "passed": self.passed, "seconds": round(self.seconds, 3),
+                "against": self.against, "subject": self.subject, "versions": versions(), "gate": float64_gate(),
                 "declared_deviations": list(DECLARED_DEVIATIONS), "stages": [_stage_json(r) for r in self.results]}
 
 

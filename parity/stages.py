@@ -22,7 +22,7 @@ SELF_CHECK = ("reference", "config", "schedule", "augment", "data", "operators",
               "backward", "optimizer", "ema", "scaler", "run", "resume", "convert")
 ON_THE_CPU = ("config", "schedule", "augment", "data", "ranks")  # wherever the run trains
 END_TO_END = ("run", "resume", "convert", "ranks")
-_MOST_WEIGHTS = {"convert": 5e5, "resume": 5e6}  # of networks for which a self-check has time for these stages
+ABOUT_FILES = ("resume", "convert")  # and not about the network
 
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
@@ -30,6 +30,8 @@ TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("a
 _TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
 _ONE_STEP = {0: ("activations", "losses", "gradients", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
+
+Side = list[tuple[str, goldens.Digest]] | Row  # what a large network computed, or the failed row of what it raised
 
 
 class Stage(NamedTuple):
@@ -59,9 +61,12 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
 
     Args:
         steps: free-running steps of `train`.
-        thorough: False for what fits the time of a self-check.
+        thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network.
         threads: of the operators that train; None: as many as a run that is started here would use.
     """
+    def about_files(case: Case) -> Case:
+        return case if thorough else case.on_a_small_network()
+
     table = [
         Stage("reference", "train+eval", "float64", lambda case: reference_figures.rows(case, thorough),
               needs_torch=False),
@@ -80,8 +85,8 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
         Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
-        Stage("resume", "train", "float32", resume.rows, needs_torch=False),
-        Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", case)),
+        Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case)), needs_torch=False),
+        Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", about_files(case))),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
     ]
     return {stage.name: stage for stage in table}
@@ -158,36 +163,40 @@ def first_failure(failed: list[StageResult]) -> StageResult | None:
     A stage that looks at one thing names it. Where none of those fails, stage `reference` comes before the runs from
     end to end: both sides of those then agree, and are wrong.
     """
-    return min(failed, key=rank, default=None)
+    return min(failed, key=_rank, default=None)
 
 
-def rank(result: StageResult) -> int:
+def _rank(result: StageResult) -> int:
     """Of two stages that failed, the one of the lower rank names the fault."""
     return 1 if result.stage == "reference" else 2 if result.stage in END_TO_END else 0
 
 
 def of_self_check(part: str, case: Case) -> list[str]:
-    """The stages that a self-check has time for: "all", or those of its "first" or "second" process.
+    """The stages that a self-check has time for: "all", or the share of the "first" or "second" of two processes.
 
-    The second has those that need no Torch, which takes a second to load.
+    For those about files it has none if the network is large. The second process has stages that need no Torch, which
+    takes seconds to load; of a large network, production's side of the stages in TOGETHER as well, and fewer others.
     """
-    second = ("reference", "config", "augment", "data", "operators", "resume")
-    return [name for name in SELF_CHECK if case.num_weights <= _MOST_WEIGHTS.get(name, np.inf)
+    second = ("config", "operators", "data") if case.large else (
+        "reference", "config", "augment", "data", "operators", "resume")
+    return [name for name in SELF_CHECK if not (case.large and name in ABOUT_FILES)
             and part in ("all", "second" if name in second else "first")]
 
 
 def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
-               on_a_small_network: Container[str] = (), keep_going: bool = True) -> Iterator[StageResult]:
+               on_a_small_network: Container[str] = (), keep_going: bool = True,
+               large_side: Callable[[Case], Side] | None = None) -> Iterator[StageResult]:
     """The results of the chosen stages, in their order.
 
     Args:
         together: whether forward, backward, optimizer and ema are taken from one network, as the self-check does.
         on_a_small_network: stages that take one in the place of a large network.
+        large_side: as of `rows_together`.
     """
     shared: dict[str, StageResult] = {}
     for name in chosen:
         if together and name in TOGETHER:
-            shared = shared or run_together(rows_together(case))
+            shared = shared or run_together(rows_together(case, large_side))
             yield shared[name]
         else:
             small = case.large and name in on_a_small_network
@@ -208,19 +217,33 @@ def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
     return results
 
 
-def rows_together(case: Case) -> Iterator[Row]:
+def rows_together(case: Case, large_side: Callable[[Case], Side] | None = None) -> Iterator[Row]:
     """One network is built on each side, evaluated, and trained for two steps.
 
     A large network takes one step. How it is evaluated, fresh weights, and what comes with the second step are looked
     at on a small one before. Digests of the two sides are compared, which are not in memory together.
+
+    Args:
+        large_side: to use in the place of `production_side`, where another process has computed that.
     """
     if not case.large:
         yield from compare(whole(case), whole_reference(case))
         return
     yield from rows_together(case.on_a_small_network().small())
-    ours = list(goldens.digest(whole(case)))
-    gc.collect()  # production's network, which knows itself in a circle
-    yield from compare(ours, goldens.digest(whole_reference(case)))
+    theirs = list(goldens.digest(whole_reference(case)))
+    gc.collect()  # the network, which knows itself in a circle
+    ours = (large_side or production_side)(case)
+    yield from [ours] if isinstance(ours, Row) else compare(ours, theirs)
+
+
+def production_side(case: Case) -> Side:
+    """Production's side of a large network in `rows_together`: its digest, or the failed row of what it raised."""
+    try:
+        return list(goldens.digest(whole(case)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return raised("stage/raised nothing", error)
 
 
 def whole(case: Case) -> Trace:

@@ -122,13 +122,3 @@ def test_training_goes_on_knowingly(config, stand_in, tmp_path):
 def test_a_run_that_is_not_checked_says_so(config, tmp_path):
     assert cli.main(["train", *arguments(tmp_path, "parity.enabled=false")]) == 0
     assert "not checked" in json.loads((tmp_path / "run/result.json").read_text())["parity"]
-
-
-def test_the_failure_that_looks_at_one_thing_names_the_fault():
-    """Of two processes that fail; one that crashed or hung has no rank, and comes first."""
-    one, other = ({"passed": False, "stages": [], "seconds": s, "verdict": name, "rank": rank}
-                  for s, name, rank in ((1.0, "run", 2), (3.0, "data", 0)))
-    found = selfcheck._together([one, other])
-    assert (found["verdict"], found["seconds"], found["passed"]) == ("data", 3.0, False)
-    crashed = {"passed": False, "stages": [], "seconds": 2.0, "verdict": "crashed"}
-    assert selfcheck._together([one, crashed])["verdict"] == "crashed"

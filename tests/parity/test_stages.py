@@ -119,5 +119,4 @@ def test_the_two_processes_of_a_self_check_share_its_stages(name):
     first, second, every = (stages.of_self_check(part, case) for part in ("first", "second", "all"))
     assert sorted(first + second) == sorted(every)
     assert set(every) <= set(stages.SELF_CHECK)
-    assert set(stages.SELF_CHECK) - set(every) == ({"resume", "convert"} if case.large else
-                                                   {"convert"} if name == "wideresnet-28-2" else set())
+    assert set(stages.SELF_CHECK) - set(every) == (set(stages.ABOUT_FILES) if case.large else set())

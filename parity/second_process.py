@@ -1,0 +1,78 @@
+"""A generator that runs in a second process of this program, beside what the first one does."""
+
+import contextlib
+import multiprocessing
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import paddle
+import psutil
+
+from fixmatch import process
+from fixmatch.data import DataError
+
+
+class Died(RuntimeError):
+    """The second process ended before its generator did; the message is one line."""
+
+
+@contextlib.contextmanager
+def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterator[Iterator]:
+    """Runs `generator(*arguments)` in a second process from now on, and ends it when the block is left.
+
+    Yields an iterator over what the generator yields. It raises Died where the process ends too soon, and as the
+    generator does where that raises DataError or MemoryError.
+    """
+    context = multiprocessing.get_context("fork" if _can_fork() else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    second = context.Process(target=_send, args=(sender, generator, arguments))
+    second.start()
+    sender.close()
+    sent = queue.SimpleQueue()
+    threading.Thread(target=_keep, args=(receiver, sent), daemon=True).start()  # a full pipe would stop the generator
+    try:
+        yield _received(sent, second)
+    finally:
+        second.kill()
+        second.join()
+
+
+def _can_fork() -> bool:
+    """Whether a copy of this process can go on where it is, which saves importing Paddle again.
+
+    No thread may be running, and Paddle must not have talked to a GPU, as it does while it is imported.
+    """
+    return sys.platform == "linux" and not paddle.is_compiled_with_cuda() and psutil.Process().num_threads() == 1
+
+
+def _send(sender: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:
+    try:
+        for value in generator(*arguments):
+            sender.send(("value", value))
+        sender.send(("end", None))
+    except (DataError, MemoryError) as error:
+        sender.send(("error", error))
+
+
+def _keep(receiver: Connection, sent: queue.SimpleQueue) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            sent.put(receiver.recv())
+    sent.put(("died", None))
+
+
+def _received(sent: queue.SimpleQueue, second: multiprocessing.Process) -> Iterator:
+    while True:
+        kind, value = sent.get()
+        if kind == "value":
+            yield value
+        elif kind == "error":
+            raise value
+        elif kind == "end":
+            return
+        else:
+            second.join()
+            raise Died(f"its second process ended with {process.cause(second.exitcode)}")

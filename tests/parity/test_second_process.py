@@ -1,0 +1,85 @@
+"""A second process that does its share: nothing of it is lost, and its end is noticed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import generators
+import psutil
+import pytest
+from running import ROOT, tool_environment
+
+from fixmatch.data import DataError
+from parity import stages
+from parity.second_process import Died, in_second_process
+
+SHARE = """
+import sys
+from parity import case, cli, second_process
+assert second_process._can_fork() == (sys.platform == "linux")
+case._LARGE = float(sys.argv[1])
+sys.exit(cli.main(["--self-check", "--processes", "2", *sys.argv[2:]]))
+"""
+ON_TINY = ["-o", "model.depth=10", "model.width=4", "--json"]
+
+
+def check(tmp_path, *arguments, large: float) -> tuple[int, dict]:
+    """A self-check of two processes in a fresh one; networks of more than `large` weights are taken for large."""
+    file = tmp_path / "parity.json"
+    done = subprocess.run([sys.executable, "-c", SHARE, str(large), *arguments, *ON_TINY, str(file)],
+                          cwd=ROOT, env=tool_environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert file.exists(), done.stderr
+    return done.returncode, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("large", [pytest.param(5e6, marks=pytest.mark.long), 3e5])
+def test_two_processes_do_all_of_the_self_check(large, tmp_path):
+    code, found = check(tmp_path, large=large)
+    assert code == 0, found["verdict"]
+    left_out = stages.ABOUT_FILES if large == 3e5 else ()
+    assert [stage["stage"] for stage in found["stages"]] == [n for n in stages.SELF_CHECK if n not in left_out]
+    backward = next(stage for stage in found["stages"] if stage["stage"] == "backward")
+    assert (backward["tensors"] > 60) == (large == 3e5)  # of a large network and of the small one, which has 55
+
+
+@pytest.mark.parametrize(("plant", "stage", "large"), [
+    ("conv-weight-gradient-1x1-zero", "operators", 5e6), ("weight-decay-on-bn", "optimizer", 3e5),
+    pytest.param("residual-missing", "forward", 3e5, marks=pytest.mark.long)])
+def test_a_fault_is_named_by_whichever_process_sees_it(plant, stage, large, tmp_path):
+    code, found = check(tmp_path, "--plant", plant, large=large)
+    failed = [each for each in found["stages"] if each["verdict"] == "fail"]
+    assert code == 1
+    assert stage in {each["stage"] for each in failed}
+    named = next(each for each in failed if each["first_divergence"]["tensor"] in found["verdict"])
+    assert named["stage"] == stage
+
+
+def test_it_goes_on_while_nobody_reads(tmp_path):
+    done, patience = tmp_path / "done", time.monotonic() + 120
+    with in_second_process(generators.counts, 5, 1 << 20, done) as second:
+        while not done.exists():
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        assert [number for number, _ in second] == [0, 1, 2, 3, 4]
+
+
+def test_what_it_raises_is_raised_here():
+    with in_second_process(generators.finds_a_damaged_file) as second:
+        assert next(second) == 1
+        with pytest.raises(DataError, match="damaged"):
+            next(second)
+
+
+def test_its_death_is_noticed():
+    with in_second_process(generators.dies) as second:
+        assert next(second) == 1
+        with pytest.raises(Died, match=r"SIGABRT|exit code"):
+            next(second)
+
+
+def test_it_does_not_outlive_the_block():
+    with in_second_process(generators.never_ends) as second:
+        pid = next(second)
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
