@@ -25,8 +25,9 @@ _ROOT = process.ROOT
 # what the self-check's verdict depends on, beside the data set's number of classes
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 # glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps all but the
-# biggest, of which gaps would be left.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+# biggest, of which gaps would be left. What it takes are pages of 2 MiB, of which fewer have to be asked for.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
 
@@ -48,7 +49,9 @@ class _Parity:
         files = ["-c", str(self.folder / "config.yaml"), "--json", str(self.folder / "parity.json")]
         environment = process.environment(_ROOT) | {
             "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1",  # who waits leaves the core to the other process
-            "OMP_NUM_THREADS": self.threads, **_KEEP_MEMORY}
+            "OMP_NUM_THREADS": self.threads, **_MEMORY}
+        tunables = environment.get("GLIBC_TUNABLES")
+        environment["GLIBC_TUNABLES"] = f"{tunables}:{_HUGE_PAGES}" if tunables else _HUGE_PAGES
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
         self.process = process.start(["-m", "parity", *arguments, *files], environment, self.output,
                                      cwd or self.folder)

@@ -177,9 +177,10 @@ def of_self_check(part: str, case: Case) -> list[str]:
     For those about files it has none if the network is large. The second process has stages that need no Torch, which
     takes seconds to load; of a large network, production's side of the stages in TOGETHER as well, and fewer others.
     """
-    second = ("config", "operators", "data") if case.large else (
+    second = ("config", "augment", "data", "operators") if case.large else (
         "reference", "config", "augment", "data", "operators", "resume")
-    return [name for name in SELF_CHECK if not (case.large and name in ABOUT_FILES)
+    order = sorted(SELF_CHECK, key=lambda name: name not in TOGETHER) if case.large else SELF_CHECK
+    return [name for name in order if not (case.large and name in ABOUT_FILES)
             and part in ("all", "second" if name in second else "first")]
 
 
@@ -229,9 +230,9 @@ def rows_together(case: Case, large_side: Callable[[Case], Side] | None = None) 
     if not case.large:
         yield from compare(whole(case), whole_reference(case))
         return
+    theirs = list(goldens.digest(whole_reference(case)))  # first, as it needs most memory
+    gc.collect()  # networks know themselves in a circle
     yield from rows_together(case.on_a_small_network().small())
-    theirs = list(goldens.digest(whole_reference(case)))
-    gc.collect()  # the network, which knows itself in a circle
     ours = (large_side or production_side)(case)
     yield from [ours] if isinstance(ours, Row) else compare(ours, theirs)
 
