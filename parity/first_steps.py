@@ -11,7 +11,9 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import psutil
 
 from fixmatch import inputs
 from fixmatch.config import Config
@@ -21,11 +23,14 @@ from parity.compare import Row
 from parity.report import Report
 from parity.stages import Stage, StageResult, run_stage, stages, too_large_to_rehearse
 
+_LONG = 2000  # steps of a run that may wait at its end for what takes minutes
+
 
 def prove(recording_folder: pathlib.Path, config: Config) -> Report:
     """Runs stage `data` on the run's own loader and, where Torch is installed, stage `run` on the recording.
 
-    After it stage `run` as it is, if the self-check had no time for it with this network.
+    After it stage `run` as it is, if the self-check had no time for it with this network; and where the run's own
+    batch was too large for the first, one step of that.
     """
     started = time.perf_counter()
     with contextlib.suppress(AttributeError, OSError):
@@ -49,21 +54,35 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
         yield from recording.rows(recording_folder, config, facts["num_classes"], facts["mean"], facts["std"],
                                   forward=facts["world_size"] == 1)
 
-    has_torch = importlib.util.find_spec("torch") is not None
-    chosen = [("data", "-", "uint8", batches), ("run", "train", "float32", steps)][:1 + has_torch]
-    results = [run_stage(Stage(name, mode, dtype, lambda case, rows=rows: rows()), None)
-               for name, mode, dtype, rows in chosen]
-    if has_torch and too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
+    def large_batch() -> Iterator[Row]:
+        from parity import recording
+
+        mirror = recording.Mirror(config, facts["num_classes"], facts["mean"], facts["std"])
+        yield from recording.large_batch_rows(recording_folder, mirror, psutil.virtual_memory().available / 2)
+
+    results = [_run("data", "-", "uint8", batches)]
+    if importlib.util.find_spec("torch") is None:
+        return _report(results, started, "without Torch only their batches were computed again")
+    results.append(_run("run", "train", "float32", steps))
+    computed = any(" losses/" in row.tensor for row in results[-1].rows)
+    if too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
         results.append(run_stage(stages()["run"], case))
-    aside = _not_computed(results[1:], facts["world_size"])
+    if computed or not all(result.passed for result in results):
+        return _report(results, started)
+    why = "that takes more than half of the free memory"
+    if facts["world_size"] > 1:
+        why = "other ranks have a part of them"
+    elif config.train.total_steps - first_step < _LONG:
+        why = "that takes minutes, and the run is short"
+    elif (result := _run("run", "train", "float32", large_batch)).rows:
+        return _report([*results, result], started)
+    return _report(results, started, f"of its own batches losses and gradients were not computed again: {why}")
+
+
+def _run(name: str, mode: str, dtype: str, rows: Callable[[], Iterator[Row]]) -> StageResult:
+    return run_stage(Stage(name, mode, dtype, lambda case: rows()), None)
+
+
+def _report(results: list[StageResult], started: float, left_out: str = "") -> Report:
+    aside = left_out and f"; {left_out}"
     return Report(results, time.perf_counter() - started, "the mirror in float64", "the first steps of this run", aside)
-
-
-def _not_computed(of_steps: list[StageResult], world_size: int) -> str:
-    """What of the run's own steps was not computed again, for the verdict; `of_steps` is empty without Torch."""
-    if not of_steps:
-        return "; without Torch only their batches were computed again"
-    if any(" losses/" in row.tensor for row in of_steps[0].rows) or not of_steps[0].passed:
-        return ""
-    why = "their activations take more than 2 GB" if world_size == 1 else "other ranks have a part of them"
-    return f"; of its own batches losses and gradients were not computed again: {why}"

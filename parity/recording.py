@@ -9,6 +9,7 @@ operators.
 B labeled images, M = mu * B unlabeled ones, K classes.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fixmatch.arrays import DTYPES, fingerprint
 from fixmatch.config import Config
@@ -24,7 +26,7 @@ from parity import updates
 from parity.compare import FRESH_WEIGHTS, Reading, Row, compare, exact, near, same_print
 from parity.mirror import losses as mirror_losses
 from parity.mirror import thresholds as mirror_thresholds
-from parity.mirror.models import build_model
+from parity.mirror.models import BLOCKS, build_model
 from parity.mirror.normalize import Normalize
 from parity.mirror.schedule import cosine_7_16
 from parity.reference import precision, without_initial_values
@@ -48,7 +50,7 @@ GATES = {"float32": Gates(5e-5, {"wideresnet": 0.1, "resnext": 2e-3}, 2e-3, 1e-3
 GATES["tf32"] = GATES["float16"]
 
 THRESHOLD_GATE = 1e-3  # of statistics of probabilities, and of weights
-MOST_ELEMENTS = 2.5e8  # of all activations of a step in float64: 2 GB
+MOST_ELEMENTS = 2.5e8  # of all activations of a step that is computed at once, in float64: 2 GB
 
 
 def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forward: bool = True) -> Iterator[Row]:
@@ -60,7 +62,7 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
         num_classes: K.
         mean, std: of pixels in [0, 1], a channel, that images were to be normalized with.
         forward: whether losses, gradients and batch statistics are recomputed: not where other ranks have a part of
-            the batch.
+            the batch, and not of batches that are too large.
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before = Arrays(folder / "start.safetensors")
@@ -73,6 +75,20 @@ def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forw
         after = Arrays(folder / f"step-{number}.safetensors")
         yield from step_rows(mirror, before, after, fact, forward)
         before = after
+
+
+def large_batch_rows(folder: pathlib.Path, mirror: "Mirror", most_bytes: float) -> Iterator[Row]:
+    """Losses, gradients and batch statistics of the first recorded step, if its batch is too large for `rows`.
+
+    In float32 and block by block, in half the time and a quarter of the memory. There are no rows where that would take
+    more than `most_bytes`, too.
+    """
+    fact, *_ = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    before, after = (Arrays(folder / f"{name}.safetensors") for name in ("start", "step-0"))
+    at_once, blockwise = mirror.elements(after)
+    if at_once > MOST_ELEMENTS and 4 * blockwise <= most_bytes:
+        with precision("float32"):
+            yield from _forward_rows(f"step {fact['step']}", mirror, before, after, fact, blockwise=True)
 
 
 class Mirror(NamedTuple):
@@ -93,6 +109,26 @@ class Mirror(NamedTuple):
                 if not name.endswith("num_batches_tracked"):
                     tensor.copy_(torch.from_numpy(given[name]))
         return model
+
+    def elements(self, after: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Of activations that a backward pass over the recorded batch needs: of all layers; and block by block.
+
+        The second counts the blocks' outputs, and twice what is inside of the largest, for its gradients.
+        """
+        parts = [after[f"batch/{name}"].shape for name in ("x", "u_w", "u_s")]  # [n, H, W, 3]
+        images, height, width = sum(n for n, *_ in parts), *parts[0][1:3]
+        with precision("float32"), without_initial_values():
+            model = build_model(num_classes=self.num_classes, **self.config.model.network()).eval()
+        count: dict[torch.nn.Module, int] = {}
+        for module in model.modules():
+            module.register_forward_hook(lambda module, args, output: count.__setitem__(module, output.numel()))
+        with torch.no_grad():
+            model(torch.zeros(1, 3, height, width, dtype=torch.float32))
+        layers = {module for module in count if not list(module.children())}
+        inside = [{module for module in block.modules() if module in layers} for block in _blocks(model)]
+        kept = layers.difference(*inside).union(_blocks(model))
+        largest = max(sum(count[layer] for layer in block) for block in inside)
+        return images * sum(count[layer] for layer in layers), images * (sum(map(count.get, kept)) + 2 * largest)
 
     def normalized(self, images: np.ndarray) -> torch.Tensor:
         return Normalize(self.mean, self.std)(images)
@@ -121,24 +157,30 @@ def restored_rows(restored: Mapping[str, str], start: Mapping[str, np.ndarray]) 
 
 def step_rows(mirror: Mirror, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], fact: dict,
               forward: bool) -> Iterator[Row]:
-    """Rows of one step, from the state before it to what it left behind."""
+    """Rows of one step, from the state before it to what it left behind; `forward` as of `rows`."""
     label, config = f"step {fact['step']}", mirror.config
     yield exact(f"{label} mode/model trains", np.array(fact["training"]["model"]), np.array(True))
     yield exact(f"{label} mode/average evaluates", np.array(fact["training"]["average"]), np.array(False))
     lr = config.optim.lr * cosine_7_16(fact["step"], config.train.total_steps, config.optim.warmup_steps)
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     with precision("float64"):
-        if forward:
+        if forward and mirror.elements(after)[0] <= MOST_ELEMENTS:
             yield from _forward_rows(label, mirror, before, after, fact)
         yield from updates.rows(label, config, lr, before, after, fact["skipped"])
 
 
-def _forward_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, fact: dict) -> Iterator[Row]:
+def _forward_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, fact: dict,
+                  blockwise: bool = False) -> Iterator[Row]:
     """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
-    out."""
+    out.
+
+    Args:
+        blockwise: whether only the blocks' outputs are kept for the backward pass, which computes the rest again.
+    """
     config, model = mirror.config, mirror.network(before)
-    if _elements(model, after) > MOST_ELEMENTS:
-        return
+    if blockwise:
+        for block in _blocks(model):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
     unlabeled = 0 if config.ssl.supervised_at(fact["step"]) else len(part(after, "batch")["u_w"])
     yield exact(f"{label} losses/number of pseudo-labels", np.array(found["mask"].size), np.array(unlabeled))
@@ -156,16 +198,16 @@ def _forward_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, f
     seen = part(after, "batch")["index_u"][:unlabeled]
     yield from _threshold_rows(label, seen, part(after, "thresholds"), thresholds,
                                _array(losses["mask decided"] & losses["pseudo_labels decided"]))
+    buffers = {name: _array(t).copy() for name, t in model.named_buffers() if not name.endswith("num_batches_tracked")}
     gradients = _gradient_rows(label, model, losses["loss"], as_torch(after, "gradient"),
                                gates.gradient[config.model.arch])
     yield from () if fact["skipped"] else gradients
     old, new = as_torch(before, "model"), as_torch(after, "model")
-    for name, buffer in model.named_buffers():
-        if not name.endswith("num_batches_tracked"):
-            moved = _array(buffer) - old[name]
-            rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
-            yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, gates.statistic,
-                        floor=rounding / gates.statistic)
+    for name, buffer in buffers.items():
+        moved = buffer - old[name].astype(np.float64)
+        rounding = 4 * np.finfo(np.float32).eps * float(np.abs(old[name]).max())
+        yield near(f"{label} buffers/{name}", new[name].astype(np.float64) - old[name], moved, gates.statistic,
+                   floor=rounding / gates.statistic)
 
 
 def _gradient_rows(label: str, model, loss, ours: Mapping[str, np.ndarray], gate: float) -> list[Row]:
@@ -209,7 +251,7 @@ def _joint_losses(mirror: Mirror, model, step: int, before: Mapping, after: Mapp
     batch, found = part(after, "batch"), part(after, "losses")
     ssl, targets = mirror.config.ssl, torch.from_numpy(batch["targets_x"])
     old = {name: torch.from_numpy(a) for name, a in part(before, "thresholds").items()}
-    old = {name: t.double() if t.is_floating_point() else t for name, t in old.items()}
+    old = {name: t.to(torch.get_default_dtype()) if t.is_floating_point() else t for name, t in old.items()}
     if ssl.supervised_at(step):
         loss = torch.nn.functional.cross_entropy(model(mirror.normalized(batch["x"])), targets)
         none = torch.zeros(0)
@@ -232,17 +274,8 @@ def _joint_losses(mirror: Mirror, model, step: int, before: Mapping, after: Mapp
     return {**found._asdict(), "mask decided": clear_mask, "pseudo_labels decided": clear_label}, new
 
 
-def _elements(model, after: Mapping[str, np.ndarray]) -> int:
-    """Elements of all activations of the recorded batch."""
-    parts, seen = [after[f"batch/{name}"] for name in ("x", "u_w", "u_s")], []  # uint8 [n, H, W, 3]
-    hooks = [m.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
-             for m in model.modules() if not list(m.children())]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, *parts[0].shape[1:3]))
-    model.train()
-    for hook in hooks:
-        hook.remove()
-    return sum(map(len, parts)) * sum(seen)
+def _blocks(model) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
 
 
 class Arrays(Reading):

@@ -5,15 +5,18 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import paddle
+import psutil
 import pytest
 from image_folders import save
-from running import ROOT, TINY
+from running import ROOT, TINY, first_of
 
 import fixmatch
 from fixmatch import inputs, selfcheck, step
+from fixmatch.kernels import ops
 from fixmatch.recorder import Recorder
 from parity import case, first_steps, plants, recording
 
@@ -38,9 +41,9 @@ def verdict_of(folder) -> dict:
     return json.loads((folder / "run/parity.json").read_text())["first_steps"]
 
 
-def recorded(folder) -> tuple[fixmatch.Config, dict]:
+def recorded(folder, *overrides: str) -> tuple[fixmatch.Config, dict]:
     """The settings of a run of two steps that was recorded in `folder`, and what a check of it is told in run.json."""
-    settings = config(folder, "train.total_steps=2")
+    settings = config(folder, "train.total_steps=2", *overrides)
     fixmatch.train(settings, recorder=Recorder(folder / "recording"))
     source = inputs.read_data(settings)
     facts = {"split": str(folder / "run/split.json"), "first_step": 0, "world_size": 1, "num_classes": 10,
@@ -150,9 +153,45 @@ def test_of_activations_that_take_too_much_memory_the_verdict_says_so(tmp_path, 
     settings, _ = recorded(tmp_path)
     assert "computed again" not in first_steps.prove(tmp_path / "recording", settings).verdict()
     monkeypatch.setattr(recording, "MOST_ELEMENTS", 0)
+    short = first_steps.prove(tmp_path / "recording", settings)
+    monkeypatch.setattr(first_steps, "_LONG", 0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1e6))
+    full = first_steps.prove(tmp_path / "recording", settings)
+    for report, why in (short, "that takes minutes, and the run is short"), (full, "more than half of the free memory"):
+        assert report.verdict().startswith("PARITY PASS")
+        assert report.verdict().endswith(why)
+
+
+@pytest.mark.parametrize("arch", first_of(["wideresnet", "resnext"], 1))
+def test_a_large_batch_is_computed_again_block_by_block(tmp_path, monkeypatch, arch):
+    shape = ["model.arch=resnext", "model.depth=11", "model.width=4"] if arch == "resnext" else []
+    settings, facts = recorded(tmp_path, *shape)
+    at_once = first_steps.prove(tmp_path / "recording", settings)
+    monkeypatch.setattr(recording, "MOST_ELEMENTS", 0)
+    monkeypatch.setattr(first_steps, "_LONG", 0)
+    blockwise = first_steps.prove(tmp_path / "recording", settings)
+    assert blockwise.passed
+    assert "not computed" not in blockwise.verdict()
+    first = {row.tensor for row in at_once.results[1].rows if row.tensor.startswith("step 0 ")}
+    assert first <= {row.tensor for result in blockwise.results[1:] for row in result.rows}
+    assert len(blockwise.results[2].rows) > 20
+    mirror = recording.Mirror(settings, facts["num_classes"], facts["mean"], facts["std"])
+    least, most = sorted(mirror.elements(recording.Arrays(tmp_path / "recording/step-0.safetensors")))
+    assert 0 < least < most
+
+
+def test_a_gradient_that_is_wrong_in_large_batches_is_seen(tmp_path, monkeypatch):
+    """No stage before the training meets such a batch."""
+    kind = ops._ConvolutionBackwardWeights
+    right = kind.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__call__", lambda self, x, y: right(self, x, y) * (0.5 if len(x) > 16 else 1.0))
+        settings, _ = recorded(tmp_path)
+    monkeypatch.setattr(recording, "MOST_ELEMENTS", 0)
+    monkeypatch.setattr(first_steps, "_LONG", 0)
     report = first_steps.prove(tmp_path / "recording", settings)
-    assert report.verdict().startswith("PARITY PASS")
-    assert report.verdict().endswith("were not computed again: their activations take more than 2 GB")
+    assert [result.passed for result in report.results] == [True, True, False]
+    assert "gradients/" in report.verdict()
 
 
 def test_weights_drawn_otherwise_are_seen_in_the_run_itself(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """The two networks of the reference, by name. Mirrors fixmatch/models/__init__.py."""
 
 from parity.mirror.models.layers import BN_MOMENTUM
-from parity.mirror.models.resnext import ResNeXt
-from parity.mirror.models.wideresnet import WideResNet
+from parity.mirror.models.resnext import ResNeXt, ResNeXtBottleneck
+from parity.mirror.models.wideresnet import BasicBlock, WideResNet
+
+BLOCKS = (BasicBlock, ResNeXtBottleneck)  # of which networks are put together
 
 
 def build_model(arch: str, num_classes: int, *, depth: int = 28, width: int = 2, cardinality: int = 4,
