@@ -35,48 +35,61 @@ def prove(recording_folder: pathlib.Path, config: Config) -> Report:
     started = time.perf_counter()
     with contextlib.suppress(AttributeError, OSError):
         os.nice(10)  # the training goes first
-    facts = json.loads((recording_folder.parent / "run.json").read_text(encoding="utf-8"))
-    source = inputs.read_data(config)
-    split = inputs.choose_split(config, source, pathlib.Path(facts["split"]))
-    first_step = facts["first_step"]
-    loader = inputs.build_loader(config, source, split, 0, facts["world_size"])
-
-    def batches() -> Iterator[Row]:
-        yield from rows_of_run(loader, source, split, config, first_step)
-
-    def steps() -> Iterator[Row]:
-        from parity import dry_run, recording  # load Torch, which is not installed everywhere
-
-        after = [recording.Arrays(path) for path in sorted(recording_folder.glob("step-*.safetensors"))]
-        yield from dry_run.batch_rows(config, source, split, after, first_step, facts["world_size"])
-        start = recording.Arrays(recording_folder / "start.safetensors")
-        yield from recording.restored_rows(facts["restored"], start)
-        yield from recording.rows(recording_folder, config, facts["num_classes"], facts["mean"], facts["std"],
-                                  forward=facts["world_size"] == 1)
-
-    def large_batch() -> Iterator[Row]:
-        from parity import recording
-
-        mirror = recording.Mirror(config, facts["num_classes"], facts["mean"], facts["std"])
-        yield from recording.large_batch_rows(recording_folder, mirror, psutil.virtual_memory().available / 2)
-
-    results = [_run("data", "-", "uint8", batches)]
+    recorded = _Recorded(recording_folder, config)
+    results = [_run("data", "-", "uint8", recorded.batches)]
     if importlib.util.find_spec("torch") is None:
         return _report(results, started, "without Torch only their batches were computed again")
-    results.append(_run("run", "train", "float32", steps))
+    results.append(_run("run", "train", "float32", recorded.steps))
     computed = any(" losses/" in row.tensor for row in results[-1].rows)
-    if too_large_to_rehearse(case := Case(config, facts["num_classes"]), facts["device"]):
+    if too_large_to_rehearse(case := Case(config, recorded.facts["num_classes"]), recorded.facts["device"]):
         results.append(run_stage(stages()["run"], case))
     if computed or not all(result.passed for result in results):
         return _report(results, started)
     why = "that takes more than half of the free memory"
-    if facts["world_size"] > 1:
+    if not recorded.alone:
         why = "other ranks have a part of them"
-    elif config.train.total_steps - first_step < _LONG:
+    elif config.train.total_steps - recorded.first_step < _LONG:
         why = "that takes minutes, and the run is short"
-    elif (result := _run("run", "train", "float32", large_batch)).rows:
+    elif (result := _run("run", "train", "float32", recorded.large_batch)).rows:
         return _report([*results, result], started)
     return _report(results, started, f"of its own batches losses and gradients were not computed again: {why}")
+
+
+class _Recorded:
+    """The recording of a run's first steps, beside run.json, which says what else there is to know of the run."""
+
+    def __init__(self, folder: pathlib.Path, config: Config):
+        self.folder, self.config = folder, config
+        self.facts = json.loads((folder.parent / "run.json").read_text(encoding="utf-8"))
+        self.first_step, self.alone = self.facts["first_step"], self.facts["world_size"] == 1
+        self.source = inputs.read_data(config)
+        self.split = inputs.choose_split(config, self.source, pathlib.Path(self.facts["split"]))
+
+    def batches(self) -> Iterator[Row]:
+        """Rows of the run's loader."""
+        loader = inputs.build_loader(self.config, self.source, self.split, 0, self.facts["world_size"])
+        yield from rows_of_run(loader, self.source, self.split, self.config, self.first_step)
+
+    def steps(self) -> Iterator[Row]:
+        """Rows of the recorded batches, of the state before them, and of the steps."""
+        from parity import dry_run, recording  # load Torch, which is not installed everywhere
+
+        after = [recording.Arrays(path) for path in sorted(self.folder.glob("step-*.safetensors"))]
+        yield from dry_run.batch_rows(self.config, self.source, self.split, after, self.first_step,
+                                      self.facts["world_size"])
+        yield from recording.restored_rows(self.facts["restored"], recording.Arrays(self.folder / "start.safetensors"))
+        yield from recording.rows(self.folder, self._mirror(), forward=self.alone)
+
+    def large_batch(self) -> Iterator[Row]:
+        """Rows of one step whose batch was too large for `steps`; none where there is too little memory."""
+        from parity import recording
+
+        yield from recording.large_batch_rows(self.folder, self._mirror(), psutil.virtual_memory().available / 2)
+
+    def _mirror(self):
+        from parity.recording import Mirror
+
+        return Mirror(self.config, *(self.facts[name] for name in ("num_classes", "mean", "std")))
 
 
 def _run(name: str, mode: str, dtype: str, rows: Callable[[], Iterator[Row]]) -> StageResult:

@@ -53,23 +53,19 @@ THRESHOLD_GATE = 1e-3  # of statistics of probabilities, and of weights
 MOST_ELEMENTS = 2.5e8  # of all activations of a step that is computed at once, in float64: 2 GB
 
 
-def rows(folder: pathlib.Path, config: Config, num_classes: int, mean, std, forward: bool = True) -> Iterator[Row]:
+def rows(folder: pathlib.Path, mirror: "Mirror", forward: bool = True) -> Iterator[Row]:
     """Rows of all recorded steps, in the order in which a fault would show.
 
     Args:
         folder: of the recording.
-        config: of the run: what it was to train under.
-        num_classes: K.
-        mean, std: of pixels in [0, 1], a channel, that images were to be normalized with.
         forward: whether losses, gradients and batch statistics are recomputed: not where other ranks have a part of
             the batch, and not of batches that are too large.
     """
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before = Arrays(folder / "start.safetensors")
-    mirror = Mirror(config, num_classes, mean, std)
     if facts and facts[0]["step"] == 0:  # a run that goes on has an average of its own
         yield from start_rows(before)
-        if not config.model.init:
+        if not mirror.config.model.init:
             yield from fresh_rows(mirror, before)
     for number, fact in enumerate(facts):
         after = Arrays(folder / f"step-{number}.safetensors")
@@ -92,11 +88,11 @@ def large_batch_rows(folder: pathlib.Path, mirror: "Mirror", most_bytes: float) 
 
 
 class Mirror(NamedTuple):
-    """What steps are computed again with; the arguments of `rows` say more."""
+    """What steps are computed again with."""
 
-    config: Config
-    num_classes: int
-    mean: tuple[float, ...]
+    config: Config  # of the run: what it was to train under
+    num_classes: int  # K
+    mean: tuple[float, ...]  # of pixels in [0, 1], a channel, that images were to be normalized with
     std: tuple[float, ...]
 
     def network(self, arrays: Mapping[str, np.ndarray], prefix: str = "model") -> torch.nn.Module:
