@@ -177,7 +177,7 @@ def of_self_check(part: str, case: Case) -> list[str]:
     For those about files it has none if the network is large. The second process has stages that need no Torch, which
     takes seconds to load; of a large network, production's side of the stages in TOGETHER as well, and fewer others.
     """
-    second = ("config", "augment", "data", "operators") if case.large else (
+    second = ("config", "data", "operators") if case.large else (
         "reference", "config", "augment", "data", "operators", "resume")
     order = sorted(SELF_CHECK, key=lambda name: name not in TOGETHER) if case.large else SELF_CHECK
     return [name for name in order if not (case.large and name in ABOUT_FILES)
