@@ -65,8 +65,8 @@ class _Parity:
         found = _read(self.folder / "parity.json")
         if code not in (0, 1) or found is None or found["passed"] != (code == 0):
             self.output.seek(0)
-            said = self.output.read().strip().splitlines()
-            return self._failed(f"{what} crashed ({process.cause(code)}){': ' + said[-1] if said else ''}")
+            said = "".join(self.output.read().strip().splitlines()[-1:]).removeprefix("error: ")
+            return self._failed(f"{what} crashed ({process.cause(code)}){said and ': '}{said}")
         return {**found, "cached": False, "seconds": self._seconds()}
 
     def _failed(self, why: str) -> dict:

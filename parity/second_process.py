@@ -28,7 +28,7 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     """
     context = multiprocessing.get_context("fork" if _can_fork() else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    second = context.Process(target=_send, args=(sender, generator, arguments))
+    second = context.Process(target=_send, args=(sender, receiver, generator, arguments))
     second.start()
     sender.close()
     sent = queue.SimpleQueue()
@@ -48,7 +48,8 @@ def _can_fork() -> bool:
     return sys.platform == "linux" and not paddle.is_compiled_with_cuda() and psutil.Process().num_threads() == 1
 
 
-def _send(sender: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:
+def _send(sender: Connection, receiver: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:
+    receiver.close()  # else the pipe would stay open, and this process wait for a reader, when the first one has died
     try:
         for value in generator(*arguments):
             sender.send(("value", value))
@@ -58,10 +59,12 @@ def _send(sender: Connection, generator: Callable[..., Iterator], arguments: tup
 
 
 def _keep(receiver: Connection, sent: queue.SimpleQueue) -> None:
-    with contextlib.suppress(EOFError):
-        while True:
-            sent.put(receiver.recv())
-    sent.put(("died", None))
+    try:
+        with contextlib.suppress(EOFError, OSError):  # between two messages, and within one
+            while True:
+                sent.put(receiver.recv())
+    finally:
+        sent.put(("died", None))
 
 
 def _received(sent: queue.SimpleQueue, second: multiprocessing.Process) -> Iterator:

@@ -1,6 +1,5 @@
 """Signals, readers that leave and threads that fail: one line, the right code, and nothing left running."""
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -9,9 +8,8 @@ import tempfile
 import threading
 import time
 
-import psutil
 import pytest
-from running import TINY
+from running import TINY, runs
 
 import fixmatch
 from fixmatch import cli, run, selfcheck
@@ -120,16 +118,9 @@ def test_a_signal_during_the_self_check_ends_it_at_once(number, tmp_path, monkey
     assert capsys.readouterr().err == "error: interrupted\n"
     assert list((tmp_path / "scratch").iterdir()) == []
     patience = time.monotonic() + 10
-    while any(_runs(int(file.name[4:])) for file in tmp_path.glob("pid-*")):
+    while any(runs(int(file.name[4:])) for file in tmp_path.glob("pid-*")):
         assert time.monotonic() < patience
         time.sleep(0.01)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process does; one that has ended may be listed until somebody asks for its exit code."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.fixture

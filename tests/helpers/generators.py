@@ -1,8 +1,11 @@
 """What tests/parity/test_second_process.py runs in a second process."""
 
+import gc
 import os
 import pathlib
+import struct
 import time
+from multiprocessing.connection import Connection
 
 from fixmatch.data import DataError
 
@@ -26,3 +29,17 @@ def finds_a_damaged_file():
 def never_ends():
     yield os.getpid()
     time.sleep(600)
+
+
+def endless(size: int):
+    yield os.getpid()
+    while True:
+        yield bytes(size)
+
+
+def cut_off():
+    """A message of which the second half never comes."""
+    yield 1
+    connection = next(each for each in gc.get_objects() if isinstance(each, Connection) and each.writable)
+    os.write(connection.fileno(), struct.pack("!i", 1000) + bytes(10))
+    os.abort()

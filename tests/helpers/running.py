@@ -1,5 +1,6 @@
 """Running the commands in processes of their own, and what tests hold them to."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -8,6 +9,7 @@ import tracemalloc
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -76,3 +78,10 @@ def tool_environment() -> dict:
 def digits(*overrides: str) -> list:
     """Arguments for a tiny training on the digits."""
     return ["-c", ROOT / "configs/digits.yaml", "-o", *TINY, *overrides]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process does; one that has ended may be listed until somebody asks for its exit code."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -1,14 +1,15 @@
 """A second process that does its share: nothing of it is lost, and its end is noticed."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 import time
 
 import generators
-import psutil
 import pytest
-from running import ROOT, tool_environment
+from running import ROOT, runs, tool_environment
 
 from fixmatch.data import DataError
 from parity import stages
@@ -72,8 +73,10 @@ def test_what_it_raises_is_raised_here():
             next(second)
 
 
-def test_its_death_is_noticed():
-    with in_second_process(generators.dies) as second:
+@pytest.mark.parametrize("generator", [generators.dies, pytest.param(generators.cut_off, marks=pytest.mark.skipif(
+    sys.platform == "win32", reason="writes to the pipe as POSIX does"))])
+def test_its_death_is_noticed(generator):
+    with in_second_process(generator) as second:
         assert next(second) == 1
         with pytest.raises(Died, match=r"SIGABRT|exit code"):
             next(second)
@@ -82,5 +85,25 @@ def test_its_death_is_noticed():
 def test_it_does_not_outlive_the_block():
     with in_second_process(generators.never_ends) as second:
         pid = next(second)
-        assert psutil.pid_exists(pid)
-    assert not psutil.pid_exists(pid)
+        assert runs(pid)
+    assert not runs(pid)
+
+
+FIRST_DIES = """
+import os
+import generators
+from parity.second_process import in_second_process
+with in_second_process(generators.endless, 1 << 20) as second:
+    print(next(second), flush=True)
+    os.abort()
+"""
+
+
+def test_it_does_not_outlive_the_first_process():
+    done = subprocess.run([sys.executable, "-c", FIRST_DIES], cwd=ROOT, env=tool_environment() | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(pathlib.Path(generators.__file__).parent)])},
+        capture_output=True, text=True, timeout=120, check=False)
+    pid, patience = int(done.stdout.split()[0]), time.monotonic() + 30
+    while runs(pid):
+        assert time.monotonic() < patience
+        time.sleep(0.02)
