@@ -138,11 +138,10 @@ def _run(args) -> int:
 
 def _prove(args) -> int:
     case = _case(args)
-    with contextlib.ExitStack() as stack:
-        second = None
-        if args.processes == 2:  # now, as a process that has computed something cannot be forked
-            second = stack.enter_context(in_second_process(_share_of_second, args, case, _installed("torch")))
-        _prepare(stack, args, case)
+    second_share = contextlib.nullcontext()
+    if args.processes == 2:  # it starts before anything is computed, since what has threads cannot be forked
+        second_share = in_second_process(_share_of_second, args, case, _installed("torch"))
+    with second_share as second, _prepared(args, case):
         report = _report(args, case, second)
         print(report.text())
         if args.reprod_log:
@@ -152,13 +151,16 @@ def _prove(args) -> int:
     return _keep(args, report)
 
 
-def _prepare(stack: contextlib.ExitStack, args, case: Case) -> None:
+@contextlib.contextmanager
+def _prepared(args, case: Case) -> Iterator[None]:
+    """The run's device is chosen, and the bug planted that is to be."""
     runtime = case.config.runtime
     try:
         select_device(runtime.device, runtime.deterministic)
     except ValueError as error:
         raise UsageError(error) from None
-    stack.enter_context(plants.planted(args.plant))
+    with plants.planted(args.plant):
+        yield
 
 
 def _report(args, case: Case, second: Iterator | None) -> Report:
@@ -167,8 +169,9 @@ def _report(args, case: Case, second: Iterator | None) -> Report:
         return prove.self_check(case, stages.stages(thorough=False), torch, second)
     of_large = args.stage == "all" and case.large and alone and not args.self_check
     every = stages.stages(args.steps, thorough=not (args.self_check or of_large))
-    chosen = stages.of_self_check("all", case) if args.self_check else list(every) if args.stage == "all" else [
-        args.stage]
+    chosen = list(every) if args.stage == "all" else [args.stage]
+    if args.self_check:
+        chosen = stages.of_self_check("all", case)
     if not torch:
         return prove.with_goldens(case, chosen, every)
     if of_large:
@@ -183,9 +186,7 @@ def _alone(args) -> bool:
 
 def _share_of_second(args, case: Case, torch: bool) -> Iterator:
     """What the second process of a self-check does. The first has the run's threads, as it trains; this one has one."""
-    with contextlib.ExitStack() as stack:
-        _prepare(stack, args, case)
-        stack.enter_context(subject.threads(1))
+    with _prepared(args, case), subject.threads(1):
         yield from prove.share_of_second(case, stages.stages(thorough=False), torch)
 
 

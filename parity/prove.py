@@ -3,7 +3,7 @@
 import gc
 import importlib.metadata
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
@@ -51,8 +51,8 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
         second: what `share_of_second` yields in a second process; None: this one does everything.
     """
     started = psutil.Process().create_time() if second else time.time()  # imports take as long as some stages
-    part = "first" if second else "all"
-    results = [*_share(part, case, every, torch, lambda case: next(second)), *(second or ())]
+    part, large_side = ("first", lambda case: next(second)) if second else ("all", stages.production_side)
+    results = [*_share(part, case, every, torch, large_side), *(second or ())]
     results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
     seconds = time.time() - started
     return _report(case, results, seconds) if torch else _report_on_goldens(
@@ -67,13 +67,15 @@ def share_of_second(case: Case, every: dict[str, Stage], torch: bool) -> Iterato
     yield from _share("second", case, every, torch)
 
 
-def _share(part: str, case: Case, every: dict[str, Stage], torch: bool, large_side=None) -> Iterator[StageResult]:
-    chosen = stages.of_self_check(part, case)
+def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
+           large_side: Callable[[Case], stages.Side] = stages.production_side) -> Iterator[StageResult]:
+    """Stages of one network first, since they need most memory where it is large."""
+    chosen = sorted(stages.of_self_check(part, case), key=lambda name: name not in stages.TOGETHER)
     if not torch:
         return _on_goldens(case, chosen, every)
     small = ("run",) if stages.too_large_to_rehearse(case, device_name()) else ()
     return run_chosen(chosen, case.small(), every, together=True, on_a_small_network=small,
-                      large_side=large_side if part == "first" else None)
+                      large_side=large_side)
 
 
 def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:

@@ -81,10 +81,13 @@ def large_batch_rows(folder: pathlib.Path, mirror: "Mirror", most_bytes: float) 
     """
     fact, *_ = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     before, after = (Arrays(folder / f"{name}.safetensors") for name in ("start", "step-0"))
-    at_once, blockwise = mirror.elements(after)
-    if at_once > MOST_ELEMENTS and 4 * blockwise <= most_bytes:
-        with precision("float32"):
-            yield from _forward_rows(f"step {fact['step']}", mirror, before, after, fact, blockwise=True)
+    with precision("float32"):
+        model = mirror.network(before)
+        at_once, blockwise = _elements(model, after)
+        if at_once > MOST_ELEMENTS and 4 * blockwise <= most_bytes:
+            for block in _blocks(model):
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            yield from _forward_rows(f"step {fact['step']}", mirror, model, before, after, fact)
 
 
 class Mirror(NamedTuple):
@@ -105,26 +108,6 @@ class Mirror(NamedTuple):
                 if not name.endswith("num_batches_tracked"):
                     tensor.copy_(torch.from_numpy(given[name]))
         return model
-
-    def elements(self, after: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """Of activations that a backward pass over the recorded batch needs: of all layers; and block by block.
-
-        The second counts the blocks' outputs, and twice what is inside of the largest, for its gradients.
-        """
-        parts = [after[f"batch/{name}"].shape for name in ("x", "u_w", "u_s")]  # [n, H, W, 3]
-        images, height, width = sum(n for n, *_ in parts), *parts[0][1:3]
-        with precision("float32"), without_initial_values():
-            model = build_model(num_classes=self.num_classes, **self.config.model.network()).eval()
-        count: dict[torch.nn.Module, int] = {}
-        for module in model.modules():
-            module.register_forward_hook(lambda module, args, output: count.__setitem__(module, output.numel()))
-        with torch.no_grad():
-            model(torch.zeros(1, 3, height, width, dtype=torch.float32))
-        layers = {module for module in count if not list(module.children())}
-        inside = [{module for module in block.modules() if module in layers} for block in _blocks(model)]
-        kept = layers.difference(*inside).union(_blocks(model))
-        largest = max(sum(count[layer] for layer in block) for block in inside)
-        return images * sum(count[layer] for layer in layers), images * (sum(map(count.get, kept)) + 2 * largest)
 
     def normalized(self, images: np.ndarray) -> torch.Tensor:
         return Normalize(self.mean, self.std)(images)
@@ -160,24 +143,22 @@ def step_rows(mirror: Mirror, before: Mapping[str, np.ndarray], after: Mapping[s
     lr = config.optim.lr * cosine_7_16(fact["step"], config.train.total_steps, config.optim.warmup_steps)
     yield near(f"{label} lr/lr", np.array(fact["lr"]), np.array(lr), 1e-9)
     with precision("float64"):
-        if forward and mirror.elements(after)[0] <= MOST_ELEMENTS:
-            yield from _forward_rows(label, mirror, before, after, fact)
+        if forward:
+            yield from _small_batch_rows(label, mirror, before, after, fact)
         yield from updates.rows(label, config, lr, before, after, fact["skipped"])
 
 
-def _forward_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, fact: dict,
-                  blockwise: bool = False) -> Iterator[Row]:
-    """Losses, gradients and running statistics, from the recorded batch; gradients that overflowed float16 are left
-    out.
+def _small_batch_rows(label: str, mirror: Mirror, before: Mapping, after: Mapping, fact: dict) -> Iterator[Row]:
+    """Losses, gradients and running statistics, unless the batch is too large."""
+    model = mirror.network(before)
+    if _elements(model, after)[0] <= MOST_ELEMENTS:
+        yield from _forward_rows(label, mirror, model, before, after, fact)
 
-    Args:
-        blockwise: whether only the blocks' outputs are kept for the backward pass, which computes the rest again.
-    """
-    config, model = mirror.config, mirror.network(before)
-    if blockwise:
-        for block in _blocks(model):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    found, gates = part(after, "losses"), GATES[fact["arithmetic"]]
+
+def _forward_rows(label: str, mirror: Mirror, model, before: Mapping, after: Mapping, fact: dict) -> Iterator[Row]:
+    """Losses, gradients and running statistics of the mirror's network, from the recorded batch; gradients that
+    overflowed float16 are left out."""
+    config, found, gates = mirror.config, part(after, "losses"), GATES[fact["arithmetic"]]
     unlabeled = 0 if config.ssl.supervised_at(fact["step"]) else len(part(after, "batch")["u_w"])
     yield exact(f"{label} losses/number of pseudo-labels", np.array(found["mask"].size), np.array(unlabeled))
     if found["mask"].size != unlabeled:
@@ -268,6 +249,28 @@ def _joint_losses(mirror: Mirror, model, step: int, before: Mapping, after: Mapp
     found = mirror_losses.FixMatchLoss(loss_x + ssl.lambda_u * loss_u, loss_x, loss_u, mask, confidence, labels)
     found = mirror_thresholds.with_fairness(found, logits_u_s, new, ssl)
     return {**found._asdict(), "mask decided": clear_mask, "pseudo_labels decided": clear_label}, new
+
+
+def _elements(model, after: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Of activations that a backward pass over the recorded batch needs: of all layers; and block by block.
+
+    The second counts the blocks' outputs, and twice what is inside of the largest, for its gradients.
+    """
+    parts = [after[f"batch/{name}"].shape for name in ("x", "u_w", "u_s")]  # [n, H, W, 3]
+    images, height, width = sum(n for n, *_ in parts), *parts[0][1:3]
+    count: dict[torch.nn.Module, int] = {}
+    hooks = [module.register_forward_hook(lambda module, args, output: count.__setitem__(module, output.numel()))
+             for module in model.modules()]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, height, width))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    layers = {module for module in count if not list(module.children())}
+    inside = [{module for module in block.modules() if module in layers} for block in _blocks(model)]
+    kept = layers.difference(*inside).union(_blocks(model))
+    largest = max(sum(count[layer] for layer in block) for block in inside)
+    return images * sum(count[layer] for layer in layers), images * (sum(map(count.get, kept)) + 2 * largest)
 
 
 def _blocks(model) -> list[torch.nn.Module]:

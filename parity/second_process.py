@@ -12,7 +12,7 @@ import paddle
 import psutil
 
 from fixmatch import process
-from fixmatch.data import DataError
+from parity.stages import NOTHING_PROVEN
 
 
 class Died(RuntimeError):
@@ -24,7 +24,7 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     """Runs `generator(*arguments)` in a second process from now on, and ends it when the block is left.
 
     Yields an iterator over what the generator yields. It raises Died where the process ends too soon, and as the
-    generator does where that raises DataError or MemoryError.
+    generator does where that raises one of stages.NOTHING_PROVEN.
     """
     context = multiprocessing.get_context("fork" if _can_fork() else "spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -54,7 +54,7 @@ def _send(sender: Connection, receiver: Connection, generator: Callable[..., Ite
         for value in generator(*arguments):
             sender.send(("value", value))
         sender.send(("end", None))
-    except (DataError, MemoryError) as error:
+    except NOTHING_PROVEN as error:
         sender.send(("error", error))
 
 

@@ -31,6 +31,8 @@ _TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weight
 _ONE_STEP = {0: ("activations", "losses", "gradients", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
+NOTHING_PROVEN = (DataError, MemoryError)  # wrong by these: a damaged golden, or a machine too small
+
 Side = list[tuple[str, goldens.Digest]] | Row  # what a large network computed, or the failed row of what it raised
 
 
@@ -179,14 +181,23 @@ def of_self_check(part: str, case: Case) -> list[str]:
     """
     second = ("config", "data", "operators") if case.large else (
         "reference", "config", "augment", "data", "operators", "resume")
-    order = sorted(SELF_CHECK, key=lambda name: name not in TOGETHER) if case.large else SELF_CHECK
-    return [name for name in order if not (case.large and name in ABOUT_FILES)
+    return [name for name in SELF_CHECK if not (case.large and name in ABOUT_FILES)
             and part in ("all", "second" if name in second else "first")]
+
+
+def production_side(case: Case) -> Side:
+    """Production's side of a large network in `rows_together`: its digest, or the failed row of what it raised."""
+    try:
+        return list(goldens.digest(whole(case)))
+    except NOTHING_PROVEN:
+        raise
+    except Exception as error:
+        return raised("stage/raised nothing", error)
 
 
 def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
                on_a_small_network: Container[str] = (), keep_going: bool = True,
-               large_side: Callable[[Case], Side] | None = None) -> Iterator[StageResult]:
+               large_side: Callable[[Case], Side] = production_side) -> Iterator[StageResult]:
     """The results of the chosen stages, in their order.
 
     Args:
@@ -218,14 +229,14 @@ def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
     return results
 
 
-def rows_together(case: Case, large_side: Callable[[Case], Side] | None = None) -> Iterator[Row]:
+def rows_together(case: Case, large_side: Callable[[Case], Side] = production_side) -> Iterator[Row]:
     """One network is built on each side, evaluated, and trained for two steps.
 
     A large network takes one step. How it is evaluated, fresh weights, and what comes with the second step are looked
     at on a small one before. Digests of the two sides are compared, which are not in memory together.
 
     Args:
-        large_side: to use in the place of `production_side`, where another process has computed that.
+        large_side: what gives production's side of a large network; another process may have computed it.
     """
     if not case.large:
         yield from compare(whole(case), whole_reference(case))
@@ -233,18 +244,8 @@ def rows_together(case: Case, large_side: Callable[[Case], Side] | None = None) 
     theirs = list(goldens.digest(whole_reference(case)))  # first, as it needs most memory
     gc.collect()  # networks know themselves in a circle
     yield from rows_together(case.on_a_small_network().small())
-    ours = (large_side or production_side)(case)
+    ours = large_side(case)
     yield from [ours] if isinstance(ours, Row) else compare(ours, theirs)
-
-
-def production_side(case: Case) -> Side:
-    """Production's side of a large network in `rows_together`: its digest, or the failed row of what it raised."""
-    try:
-        return list(goldens.digest(whole(case)))
-    except MemoryError:
-        raise
-    except Exception as error:
-        return raised("stage/raised nothing", error)
 
 
 def whole(case: Case) -> Trace:
@@ -301,7 +302,7 @@ def _guarded(rows: Iterator[Row]) -> Iterator[Row]:
     """The rows of a stage; production code that raises is one more, and fails."""
     try:
         yield from rows
-    except (DataError, MemoryError):  # a damaged golden, or a machine too small: nothing was proven wrong
+    except NOTHING_PROVEN:
         raise
     except Exception as error:
         yield raised("stage/raised nothing", error)
