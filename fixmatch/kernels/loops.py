@@ -161,6 +161,12 @@ def sums_of(function, rows, channels, *arrays):
     return sums.sum(axis=0)
 
 
+def load():
+    """Loads all of them, which else happens at the first use of each. Raises onednn.Unusable as `run` would."""
+    for function in (statistics, normalize, gradient_sums, input_gradient):
+        _compiled(function)
+
+
 @functools.cache
 def _compiled(function):
     """Its machine code."""

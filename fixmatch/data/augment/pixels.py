@@ -86,6 +86,12 @@ def render(images, index, flip, corner, code, param, box):
     return out
 
 
+def load():
+    """Loads the machine code, which else happens at the first image."""
+    one = np.zeros(1, np.int64)
+    render(np.zeros((1, 1, 1, 3), np.uint8), one, *no_motion(1), *no_operations(1))
+
+
 def no_motion(count):
     """The flip and corner of `count` views that show their image as it is."""
     return np.zeros(count, bool), np.zeros((count, 2), np.int64)

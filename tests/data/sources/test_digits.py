@@ -1,6 +1,7 @@
 """The embedded digits."""
 
 import numpy as np
+from sklearn import datasets
 
 from fixmatch.data.sources.digits import load_digits
 
@@ -17,6 +18,13 @@ def test_digits():
     normal = (source.train.images / 255 - source.mean) / source.std
     assert abs(normal.mean()) < 1e-9
     assert abs(normal.std() - 1) < 1e-9
+
+
+def test_they_are_those_that_scikit_learn_gives_in_their_order():
+    source, given = load_digits(), datasets.load_digits()
+    assert np.array_equal(np.concatenate([source.train.labels, source.test.labels]), given.target)
+    grey = np.concatenate([source.train.images, source.test.images])[..., 0]
+    assert np.array_equal(np.round(grey * (16 / 255)), given.images)
 
 
 def test_digits_test_images_are_not_among_the_training_images():
