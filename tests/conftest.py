@@ -42,6 +42,20 @@ def run_tool():
 
 
 @pytest.fixture
+def run_here(monkeypatch, capsys):
+    """As run_tool, in this process: what a test needs that is about the command and not about a process."""
+    def run(tool: str, *arguments, cwd: pathlib.Path) -> Ran:
+        from fixmatch import cli
+
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            code = cli.main([tool, *map(str, arguments)])
+        return Ran(code, *capsys.readouterr())
+    return run
+
+
+@pytest.fixture
 def cifar10_root(tmp_path) -> pathlib.Path:
     """A folder with a synthetic CIFAR-10 archive of 100 training and 20 test images."""
     write_archive(tmp_path / "cifar", contents())

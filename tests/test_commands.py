@@ -145,9 +145,9 @@ def test_it_learns(whole):
     assert np.mean([line["loss_x"] for line in lines[-20:]]) < 0.8 * np.mean([line["loss_x"] for line in lines[:20]])
 
 
-def test_eval_prints_the_numbers_of_the_log(whole, run_tool, place):
+def test_eval_prints_the_numbers_of_the_log(whole, run_here, place):
     run, _ = whole
-    ran = run_tool("eval", run, "--json", place / "eval.json", cwd=place)
+    ran = run_here("eval", run, "--json", place / "eval.json", cwd=place)
     assert (ran.code, ran.stderr) == (0, "")
     logged = [line for line in (run / "train.log").read_text().splitlines() if line.startswith(f"eval {STEPS}/")][-1]
     figures = re.search(r"EMA top-1 .*?loss [\d.]+  \|  raw top-1 .*?loss [\d.]+", logged).group()
@@ -206,9 +206,9 @@ def test_resume_with_fewer_steps_than_are_done_is_refused(whole, capsys, tmp_pat
     assert "train.total_steps" in capsys.readouterr().err
 
 
-def test_resume_after_the_end_changes_nothing(whole, place, run_tool, tmp_path):
+def test_resume_after_the_end_changes_nothing(whole, place, run_here, tmp_path):
     run = shutil.copytree(whole[0], tmp_path / "run")
-    ran = run_tool("train", *digits(f"run.dir={run}", f"train.total_steps={STEPS}", "train.eval_every=40"), "--resume",
+    ran = run_here("train", *digits(f"run.dir={run}", f"train.total_steps={STEPS}", "train.eval_every=40"), "--resume",
                    cwd=place)
     assert (ran.code, ran.stderr) == (0, "")
     before, after = (json.loads((folder / "result.json").read_text()) for folder in (whole[0], run))
@@ -216,12 +216,12 @@ def test_resume_after_the_end_changes_nothing(whole, place, run_tool, tmp_path):
     assert lines_of(run / "metrics.jsonl") == lines_of(whole[0] / "metrics.jsonl")
 
 
-def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_tool, tmp_path):
+def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_here, tmp_path):
     run = shutil.copytree(interrupted[0], tmp_path / "run")
     step = checkpoint.load(run / "checkpoints/latest").manifest.step
     arguments = *digits(f"run.dir={run}", f"train.total_steps={step}", "train.eval_every=40"), "--resume"
     for _ in range(2):  # once is enough
-        ran = run_tool("train", *arguments, cwd=place)
+        ran = run_here("train", *arguments, cwd=place)
         assert (ran.code, ran.stderr) == (0, "")
         result, lines = json.loads((run / "result.json").read_text()), lines_of(run / "metrics.jsonl")
         evaluations = [line for line in lines if line["kind"] == "eval"]
@@ -230,10 +230,10 @@ def test_resume_up_to_the_step_reached_evaluates_there(interrupted, place, run_t
         assert checkpoint.load(run / "checkpoints/best").manifest.step == step
 
 
-def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, place, run_tool, tmp_path, capsys):
+def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, place, run_here, tmp_path, capsys):
     run = shutil.copytree(whole[0], tmp_path / "run")
     arguments = *digits(f"run.dir={run}", f"train.total_steps={STEPS + 1}"), "--resume"
-    assert f"train.total_steps: was {STEPS}, now {STEPS + 1};" in run_tool("train", *arguments, cwd=place).stdout
+    assert f"train.total_steps: was {STEPS}, now {STEPS + 1};" in run_here("train", *arguments, cwd=place).stdout
     manifest = run / "checkpoints/latest/checkpoint.json"
     manifest.write_text(json.dumps(checkpoint.sealed(json.loads(manifest.read_text()) | {"world_size": 4})))
     assert cli.main(["train", *map(str, arguments)]) == 2
@@ -252,9 +252,9 @@ def test_launchers_may_repeat_their_signal():
 # --- the run folder
 
 
-def test_a_second_run_moves_the_first_aside_and_supervised_only_trains(place, run_tool):
+def test_a_second_run_moves_the_first_aside_and_supervised_only_trains(place, run_here):
     arguments = digits("run.dir=twice", "train.total_steps=3", "train.eval_every=2", "ssl.mode=none")
-    first, second = run_tool("train", *arguments, "--resume", cwd=place), run_tool("train", *arguments, cwd=place)
+    first, second = run_here("train", *arguments, "--resume", cwd=place), run_here("train", *arguments, cwd=place)
     assert (first.code, first.stderr, second.code, second.stderr) == (0, "", 0, "")
     assert "no checkpoint to resume" in first.stdout
     assert "twice.1" in second.stdout
@@ -290,10 +290,10 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_run_in_the_working_directory_is_moved_aside(tmp_path, run_tool):
+def test_a_run_in_the_working_directory_is_moved_aside(tmp_path, run_here):
     (tmp_path / "run").mkdir()
     for _ in range(2):
-        ran = run_tool("train", *digits("run.dir=.", "train.total_steps=1"), cwd=tmp_path / "run")
+        ran = run_here("train", *digits("run.dir=.", "train.total_steps=1"), cwd=tmp_path / "run")
         assert (ran.code, ran.stderr) == (0, "")
     assert sorted(os.listdir(tmp_path)) == ["run", "run.1"]
     assert all((tmp_path / name / "result.json").exists() for name in ("run", "run.1"))
@@ -325,11 +325,11 @@ CIFAR = ("data.name=cifar10", "data.download=false", "data.root=there")
     (None, ["data.num_labeled=41"], "nearest: 40"),
     (lambda root: write_archive(root, contents()), [*CIFAR, "data.num_labeled=41"], "nearest: 40"),
 ])
-def test_exit_2_one_line_and_nothing_left_behind(tmp_path, run_tool, prepare, overrides, said):
+def test_exit_2_one_line_and_nothing_left_behind(tmp_path, run_here, prepare, overrides, said):
     if prepare:
         prepare(tmp_path / "there")
     before = sorted(tmp_path.rglob("*"))
-    ran = run_tool("train", *digits(*overrides), cwd=tmp_path)
+    ran = run_here("train", *digits(*overrides), cwd=tmp_path)
     assert_one_line(ran, 2)
     assert said in ran.stderr
     assert sorted(tmp_path.rglob("*")) == before
@@ -439,9 +439,9 @@ def test_mirroring_is_the_data_sets_own_or_the_users(override, flip):
     assert read_data(load_config(ROOT / "configs/digits.yaml", [override])).flip is flip
 
 
-def test_a_run_on_cifar_files(tmp_path, run_tool):
+def test_a_run_on_cifar_files(tmp_path, run_here):
     write_archive(tmp_path / "there", contents())
-    ran = run_tool("train", *digits(*CIFAR, "data.num_labeled=10", "train.total_steps=2", "run.dir=run"), cwd=tmp_path)
+    ran = run_here("train", *digits(*CIFAR, "data.num_labeled=10", "train.total_steps=2", "run.dir=run"), cwd=tmp_path)
     assert (ran.code, ran.stderr) == (0, "")
     assert np.sum(json.loads((tmp_path / "run/evaluation.json").read_text())["last"]["ema"]["confusion"]) == 20
 

@@ -29,8 +29,8 @@ def rows_of(text: str) -> list[dict]:
     return list(csv.DictReader(text.splitlines(keepends=True)))
 
 
-def test_every_test_image_has_its_line(run, run_tool, tmp_path):
-    ran = run_tool("eval", run, "--predictions", "found.csv", "--json", "found.json", cwd=tmp_path)
+def test_every_test_image_has_its_line(run, run_here, tmp_path):
+    ran = run_here("eval", run, "--predictions", "found.csv", "--json", "found.json", cwd=tmp_path)
     assert (ran.code, ran.stderr) == (0, "")
     text, labels = (tmp_path / "found.csv").read_text(), load_digits().test.labels
     assert text.splitlines()[0] == "image,label,predicted,confidence"

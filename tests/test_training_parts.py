@@ -285,7 +285,7 @@ def test_a_step_leaves_nothing_behind():
     def step():
         monitor.record(10, algorithm.train_step(state, batch, config.ssl), batch, 0.03, 0.0)
 
-    assert growth(step, calls=100, rounds=6) < 10_000  # two paddle.to_tensor a step would be 22,000
+    assert growth(step, calls=100, rounds=6) < 100  # a paddle.to_tensor a step would be 200
 
 
 def test_normalize_by_hand():

@@ -230,7 +230,7 @@ def _facts(run: Record) -> list[tuple[str, object]]:
 
 def _plot(draw: plots.Draw, alt: str, size: tuple[float, float] = plots.SIZE) -> Plot:
     scrolls = round(80 * size[0]) if size[0] > plots.SIZE[0] else None  # of 96 pixels an inch, at which it is drawn
-    return Plot(*(_uri(plots.svg(draw, ground, size), "svg+xml") for ground in ("light", "dark")), alt, scrolls)
+    return Plot(*(_uri(svg.encode(), "svg+xml") for svg in plots.svg(draw, size)), alt, scrolls)
 
 
 def _picture(image: np.ndarray) -> str:

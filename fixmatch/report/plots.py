@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ BLUE, ORANGE, GREEN, RED = "#3b82c4", "#e08a1e", "#2a9d6f", "#d1495b"  # told ap
 SIZE = (4.4, 3.1)  # inches of a plot: on a phone, too, its text is readable at the width of the page
 _LABEL_WIDTH = 55  # characters of a line of a legend
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#8e6bbf", "#7a8794")
-_GROUNDS = {"light": ("#ffffff", "#1b1f24", "#d8dee4"), "dark": ("#161b22", "#dfe6ee", "#39424d")}  # ground, ink, grid
+_GROUND, _INK, _GRID = "#ffffff", "#1b1f24", "#d8dee4"
+_IN_THE_DARK = {_GROUND: "#161b22", _INK: "#dfe6ee", _GRID: "#39424d"}
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
 _NAMED = 30  # classes; more are numbered, and not all of them
 
@@ -33,21 +35,22 @@ Draw = Callable[[Axes], None]
 # --- files
 
 
-def svg(draw: Draw, ground: str, size: tuple[float, float] = SIZE) -> bytes:
-    """A plot as SVG on a "light" or "dark" ground; `size` in inches."""
-    return _render([draw], ground, size, "svg")
+def svg(draw: Draw, size: tuple[float, float] = SIZE) -> tuple[str, str]:
+    """A plot as SVG for the light and for the dark; `size` in inches. It is drawn once, which takes time."""
+    light = _render([draw], size, "svg").decode()
+    return light, re.sub(f": ({'|'.join(_IN_THE_DARK)})", lambda found: f": {_IN_THE_DARK[found[1]]}", light)
 
 
 def png(draws: Sequence[Draw], size: tuple[float, float] = SIZE) -> bytes:
     """Plots of `size` inches, two beside each other, as one PNG on white."""
-    return _render(draws, "light", size, "png")
+    return _render(draws, size, "png")
 
 
-def _render(draws: Sequence[Draw], ground: str, size: tuple[float, float], file_type: str) -> bytes:
+def _render(draws: Sequence[Draw], size: tuple[float, float], file_type: str) -> bytes:
     blob = io.BytesIO()
     columns = min(2, len(draws))
     rows = -(-len(draws) // columns)
-    with _style(ground):
+    with _style():
         figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
         FigureCanvasAgg(figure)
         for number, draw in enumerate(draws, 1):
@@ -57,13 +60,12 @@ def _render(draws: Sequence[Draw], ground: str, size: tuple[float, float], file_
 
 
 @contextlib.contextmanager
-def _style(ground: str) -> Iterator[None]:
+def _style() -> Iterator[None]:
     """Class names may be in any script: an SVG leaves them to the browser's fonts, a PNG has those of this machine."""
-    back, ink, grid = _GROUNDS[ground]
     style = {
-        "figure.facecolor": back, "axes.facecolor": back, "savefig.facecolor": back, "text.color": ink,
-        "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": grid, "grid.color": grid,
-        "legend.facecolor": back, "legend.edgecolor": grid, "axes.grid": True, "axes.axisbelow": True,
+        "figure.facecolor": _GROUND, "axes.facecolor": _GROUND, "savefig.facecolor": _GROUND, "text.color": _INK,
+        "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _GRID,
+        "grid.color": _GRID, "axes.grid": True, "axes.axisbelow": True,
         "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
         "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "font.size": 10,
         "font.family": _fonts(), "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "fixmatch",
@@ -201,7 +203,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Draw:
     """Rows in percent of their class, so that rare classes show as frequent ones do; numbers are images."""
     def draw(ax: Axes) -> None:
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        shades = LinearSegmentedColormap.from_list("shares", [ax.get_facecolor(), BLUE])
+        shades = LinearSegmentedColormap.from_list("shares", [(BLUE, 0.0), (BLUE, 1.0)])
         ax.imshow(share, cmap=shades, vmin=0, vmax=1, interpolation="nearest")
         ax.grid(visible=False)
         ax.set(title="Confusion", xlabel="predicted", ylabel="true")

@@ -5,7 +5,7 @@ import gc
 import os
 import pathlib
 import signal
-import tracemalloc
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -24,15 +24,13 @@ class Ran(NamedTuple):
 
 
 def growth(work, calls: int, rounds: int) -> float:
-    """Bytes that Python keeps after `calls` calls of `work`: the median of rounds, since at first free lists fill."""
+    """Blocks of memory that Python keeps after `calls` calls of `work`: the median of rounds; at first caches fill."""
     held = []
-    tracemalloc.start()
     for _ in range(rounds):
         for _ in range(calls):
             work()
         gc.collect()
-        held.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
+        held.append(sys.getallocatedblocks())
     return float(np.median(np.diff(held)))
 
 

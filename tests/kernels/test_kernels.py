@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import ROOT, growth
+from running import ROOT, first_of, growth
 
 from fixmatch import kernels
 from fixmatch.kernels import allocator, onednn, openmp, ops, selftest
@@ -361,7 +361,7 @@ def test_blocks_return_to_the_pool_with_their_last_tensor():
 @needs_kernels
 def test_a_block_costs_nothing_after_its_end():
     lost = growth(lambda: allocator.empty([1, 600, 600, 3]), calls=1000, rounds=5)
-    assert lost < 10_000  # by paddle.utils.dlpack.from_dlpack 64,000
+    assert lost < 100  # by paddle.utils.dlpack.from_dlpack 2,000
 
 
 @needs_kernels
@@ -503,7 +503,7 @@ def script(text, imports=""):
 
 
 @needs_kernels
-@pytest.mark.parametrize("imports", ["import paddle", "import torch", "import paddle, torch"])
+@pytest.mark.parametrize("imports", first_of(["import paddle, torch", "import paddle", "import torch"], 1))
 def test_a_forked_child_can_compute(imports):
     if "torch" in imports:
         pytest.importorskip("torch")

@@ -138,9 +138,11 @@ def test_the_loader_as_it_is_passes(seed, thorough):
 
 @pytest.mark.parametrize("keys", [
     *({"augment__strong": name} for name in RECIPES), {"ssl__mode": "none"}, {"data__include_labeled": False},
-    {"data__labels_per_class": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)}, {"data__num_labeled": 0},
-    {"train__batch_size": 1, "train__mu": 1}, {"train__batch_size": 3, "train__mu": 2, "data__name": "cifar10"},
-    {"data__name": "folder", "data__image_size": 57}, {"data__name": "folder", "data__image_size": 512}])
+    {"data__labels_per_class": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)}, {"data__name": "folder", "data__image_size": 57},
+    *(pytest.param(keys, marks=pytest.mark.long) for keys in (
+        {"data__num_labeled": 0}, {"train__batch_size": 1, "train__mu": 1},
+        {"train__batch_size": 3, "train__mu": 2, "data__name": "cifar10"},
+        {"data__name": "folder", "data__image_size": 512}))])
 def test_other_settings_pass(keys):
     assert not failed(rows(**keys))
 

@@ -130,7 +130,8 @@ def failing_row(case):
 
 
 # seconds; in the longer ones both processes have ended
-@pytest.mark.parametrize("between", [0.02, pytest.param(6.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("between", [0.02, 6.0])
 def test_processes_that_cannot_join_are_one_line(monkeypatch, started, between):
     """With a backend that this build of Paddle or this machine has not."""
     sleep = launch.time.sleep

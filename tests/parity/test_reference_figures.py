@@ -110,6 +110,7 @@ print(len(rows), sum(row.passed for row in rows), {row.tensor.split("/")[0] for 
 """
 
 
+@pytest.mark.long  # without Torch the self-check holds it to fewer of them by default, in test_goldens.py
 def test_without_torch_production_is_still_held_to_every_figure():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "2552 2552 False\n", done.stderr

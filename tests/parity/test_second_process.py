@@ -43,10 +43,10 @@ def test_two_processes_do_all_of_the_self_check(large, tmp_path):
     assert (backward["tensors"] > 60) == (large == 3e5)  # of a large network and of the small one, which has 55
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("plant", "stage", "large"), [
-    ("weight-decay-on-bn", "optimizer", 3e5),
-    pytest.param("conv-weight-gradient-1x1-zero", "operators", 5e6, marks=pytest.mark.long),
-    pytest.param("residual-missing", "forward", 3e5, marks=pytest.mark.long)])
+    ("weight-decay-on-bn", "optimizer", 3e5), ("conv-weight-gradient-1x1-zero", "operators", 5e6),
+    ("residual-missing", "forward", 3e5)])
 def test_a_fault_is_named_by_whichever_process_sees_it(plant, stage, large, tmp_path):
     code, found = check(tmp_path, "--plant", plant, large=large)
     failed = [each for each in found["stages"] if each["verdict"] == "fail"]

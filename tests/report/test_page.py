@@ -150,12 +150,28 @@ def test_the_text_of_plots_can_be_read_on_a_phone(trained, tmp_path, classes):
         assert scale * min(sizes) > 9.99
 
 
+def test_a_plot_has_other_colours_in_the_dark_and_is_else_the_same():
+    def draw(ax):
+        plots.confusion(np.eye(2, dtype=int), ("#1b1f24", "b"))(ax)
+        ax.plot([0, 1], color=plots.RED, label="a")
+        ax.legend()
+
+    light, dark = plots.svg(draw)
+    colours = [set(re.findall("(?:fill|stroke): (#[0-9a-f]{6})", svg)) for svg in (light, dark)]
+    assert colours[0] - colours[1] == set(plots._IN_THE_DARK)
+    assert colours[1] - colours[0] == set(plots._IN_THE_DARK.values())
+    assert plots.RED in colours[0] & colours[1]
+    assert ">#1b1f24<" in dark  # the name of a class
+    blank = [re.sub("#[0-9a-f]{6}", "", svg) for svg in (light, dark)]
+    assert blank[0] == blank[1]
+
+
 def test_no_legend_hides_a_curve(trained):
     run, lines = record.read(trained), []
     for draw in (plots.accuracy(run, 50.0), plots.losses(run), plots.pseudo_labels(run), plots.speed(run),
                  plots.together([("a", run), ("b", run)], [50.0])):
         axes = []
-        plots.svg(lambda ax, draw=draw, axes=axes: axes.append(ax) or draw(ax), "light")
+        plots.svg(lambda ax, draw=draw, axes=axes: axes.append(ax) or draw(ax))
         assert axes[0].get_legend().get_window_extent().y0 >= axes[0].bbox.y1
         lines += axes[0].get_legend().get_lines()
     assert len(lines) == 3 + 3 + 2 + 2 + 2  # nothing was confident, so nothing is impure
@@ -166,7 +182,7 @@ def test_large_numbers_are_written_alike_on_both_axes(trained, tmp_path):
     lines = [{"kind": "train", "step": step, "steps": 1, "images_per_second": 5000.0, "data_wait": 0.0}
              for step in (1, 4000)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    svg = plots.svg(plots.speed(record.read(run)), "light").decode()
+    svg, _ = plots.svg(plots.speed(record.read(run)))
     assert svg.count(">4,000<") == 2  # a step, and images a second
     assert "4000" not in re.sub(r"<(path|use|clipPath)[^>]*>", "", svg)
 
