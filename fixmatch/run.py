@@ -119,6 +119,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         check = SelfCheck(config) if rank == 0 else None  # runs while the data is read
         if check:
             cleanup.callback(check.close)
+        device = _use_operators(config, device)  # which have threads, so that what is checked could not be copied
         inputs = read_inputs(config, resume, rank, world_size)
         if world_size > 1:
             _agree(data_facts(inputs))
@@ -157,7 +158,7 @@ def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequenc
     manifest = saved.manifest
     config = from_dict(manifest.config, f"{folder}/checkpoint.json", overrides)
     with shown():
-        _use_device(config)
+        _use_operators(config, _use_device(config))
         source = load_source(config.data)
     _check_classes(folder, manifest.classes, source)
     if not len(source.test):
@@ -178,9 +179,16 @@ def evaluate(path: str | pathlib.Path, which: str = "latest", overrides: Sequenc
 
 
 def _use_device(config: Config) -> str:
-    """Sets device and operators; returns a description of both. Raises ConfigError."""
+    """Sets the device; returns its name. Raises ConfigError."""
     try:
-        device = select_device(config.runtime.device, config.runtime.deterministic)
+        return select_device(config.runtime.device, config.runtime.deterministic)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _use_operators(config: Config, device: str) -> str:
+    """Sets the operators of the device; returns a description of both. Raises ConfigError."""
+    try:
         mixed_precision(config.train.amp)
         return f"{device} ({set_cpu_kernels(config.runtime.cpu_kernels)})" if device == "cpu" else device
     except ValueError as error:

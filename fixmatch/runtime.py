@@ -78,6 +78,7 @@ def configure() -> None:
     if cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # on Intel this would cap MKL at AVX2
     os.environ.setdefault("GLOG_minloglevel", "1")  # what Paddle's C++ notes below a warning is for its developers
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, so that no thread is there when a process is copied
     os.environ.setdefault("KMP_INIT_AT_FORK", "TRUE")  # scikit-learn puts FALSE here, and forked children then hang
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed), warnings.catch_warnings(), without_garbage_collection():

@@ -5,11 +5,15 @@ verdict. The self-check starts before the data is read, is waited for when the d
 until something changes. The check of the first steps runs beside the training, on a recording of them.
 """
 
+import ctypes
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
+import runpy
+import sys
 import tempfile
 import time
 from subprocess import TimeoutExpired
@@ -27,6 +31,7 @@ _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 # glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps all but the
 # biggest, of which gaps would be left. What it takes are pages of 2 MiB, of which fewer have to be asked for.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+_TRIM, _MMAP = -1, -3  # the same two for mallopt, of glibc's malloc.h
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
@@ -44,7 +49,8 @@ class _Parity:
         self.threads, self.process, self.output, self.started = threads, None, None, time.perf_counter()
         (self.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
-    def start(self, *arguments: str, cwd: pathlib.Path | None = None) -> None:
+    def start(self, *arguments: str, cwd: pathlib.Path | None = None, fork: bool = False) -> None:
+        """With `fork` as a copy of this process, where that can be: what is to train is then what is proven."""
         self.started = time.perf_counter()
         files = ["-c", str(self.folder / "config.yaml"), "--json", str(self.folder / "parity.json")]
         environment = process.environment(_ROOT) | {
@@ -53,8 +59,11 @@ class _Parity:
         tunables = environment.get("GLIBC_TUNABLES")
         environment["GLIBC_TUNABLES"] = f"{tunables}:{_HUGE_PAGES}" if tunables else _HUGE_PAGES
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
-        self.process = process.start(["-m", "parity", *arguments, *files], environment, self.output,
-                                     cwd or self.folder)
+        arguments, cwd = [*arguments, *files], cwd or self.folder
+        if fork and process.can_fork():
+            self.process = process.Forked(functools.partial(_become_parity, arguments), environment, self.output, cwd)
+        else:
+            self.process = process.start(["-m", "parity", *arguments], environment, self.output, cwd)
 
     def result(self, timeout: float, what: str) -> dict:
         """Waits for the verdict: the content of parity.json, {"verdict", "passed", "seconds", ...}."""
@@ -100,7 +109,7 @@ class SelfCheck:
             self.known["cached"] = True
             return
         self.parity = _Parity(config, threads=os.environ["OMP_NUM_THREADS"])
-        self.parity.start("--self-check", "--processes", "2")
+        self.parity.start("--self-check", "--processes", "2", fork=True)
 
     def result(self) -> dict:
         """The content of parity.json: {"verdict", "passed", "cached", "seconds", ...}. Only a pass is remembered."""
@@ -151,6 +160,16 @@ class StartCheck:
 
     def close(self) -> None:
         self.parity.close()
+
+
+def _become_parity(arguments: list[str]) -> None:
+    """What `python -m parity ARGUMENTS` does, in a copy of a process that has loaded Paddle."""
+    libc = ctypes.CDLL(None)
+    for option, variable in (_MMAP, "MALLOC_MMAP_THRESHOLD_"), (_TRIM, "MALLOC_TRIM_THRESHOLD_"):
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(option, min(int(_MEMORY[variable]), 2**31 - 1))
+    sys.argv[1:] = arguments
+    runpy.run_module("parity", run_name="__main__", alter_sys=True)
 
 
 def _read(path: pathlib.Path) -> dict | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import paddle
 
+from fixmatch import process
 from fixmatch.cli import Parser, fail, guarded
 from fixmatch.config import ConfigError, from_dict, load_config
 from fixmatch.data import NUM_CLASSES
@@ -18,7 +19,7 @@ from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
 from fixmatch.kernels import loops
-from fixmatch.runtime import select_device
+from fixmatch.runtime import physical_cores, select_device
 from fixmatch.usage import OPTIONAL
 from parity import first_steps, goldens, page, plants, prove, stages, subject
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
@@ -79,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--write-goldens", action="store_true", help="record results for machines without Torch")
     parser.add_argument("--self-check", action="store_true",
                         help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=1,
-                        help="that share the stages of the self-check (default: 1)")
+    parser.add_argument("--processes", type=int, choices=(1, 2),
+                        help="that share the stages of the self-check (default: 2, where this one can be copied)")
     parser.add_argument("--recording", type=pathlib.Path, help=argparse.SUPPRESS)  # of a run's first steps
     return parser
 
@@ -94,7 +95,7 @@ def _check_usage(args, parser: argparse.ArgumentParser) -> None:
     for seed in args.seeds or []:
         if not 0 <= seed < 2**63:
             raise UsageError(f"--seeds: 0 to 2**63 - 1, got {seed}")
-    if args.processes > 1 and not (args.self_check and _alone(args)):
+    if args.processes == 2 and not (args.self_check and _alone(args)):
         raise UsageError("--processes 2: of a --self-check without --seeds and --real-images")
     if args.plant and args.plant not in plants.PLANTS:
         raise UsageError(f"--plant {args.plant}: no such bug; --list-plants shows all {len(plants.PLANTS)}")
@@ -141,7 +142,7 @@ def _run(args) -> int:
 def _prove(args) -> int:
     case = _case(args)
     second_share = contextlib.nullcontext()
-    if args.processes == 2:  # it starts before anything is computed, since what has threads cannot be forked
+    if _processes(args) == 2:  # it starts before anything is computed, since what has threads cannot be forked
         _load_machine_code()
         second_share = in_second_process(_share_of_second, args, case, _installed("torch"))
     with second_share as second, _prepared(args, case):
@@ -152,6 +153,11 @@ def _prove(args) -> int:
 
             print("\n" + reprod.write(args.reprod_log, args.seeds or CLASSIC_SEEDS))
     return _keep(args, report)
+
+
+def _processes(args) -> int:
+    shared = args.self_check and _alone(args) and process.can_fork() and physical_cores() > 1
+    return args.processes or (2 if shared else 1)
 
 
 def _load_machine_code() -> None:

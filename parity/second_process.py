@@ -3,13 +3,9 @@
 import contextlib
 import multiprocessing
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-
-import paddle
-import psutil
 
 from fixmatch import process
 from parity.stages import NOTHING_PROVEN
@@ -26,7 +22,7 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     Yields an iterator over what the generator yields. It raises Died where the process ends too soon, and as the
     generator does where that raises one of stages.NOTHING_PROVEN.
     """
-    context = multiprocessing.get_context("fork" if _can_fork() else "spawn")
+    context = multiprocessing.get_context("fork" if process.can_fork() else "spawn")
     receiver, sender = context.Pipe(duplex=False)
     second = context.Process(target=_send, args=(sender, receiver, generator, arguments))
     second.start()
@@ -38,14 +34,6 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     finally:
         second.kill()
         second.join()
-
-
-def _can_fork() -> bool:
-    """Whether a copy of this process can go on where it is, which saves importing Paddle again.
-
-    No thread may be running, and Paddle must not have talked to a GPU, as it does while it is imported.
-    """
-    return sys.platform == "linux" and not paddle.is_compiled_with_cuda() and psutil.Process().num_threads() == 1
 
 
 def _send(sender: Connection, receiver: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:

@@ -1,9 +1,13 @@
 """Processes: what they inherit, how they are ended with all that they started, what they died of."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 
 import psutil
+import pytest
 
 from fixmatch import process
 
@@ -33,6 +37,43 @@ def test_it_is_ended_with_all_that_it_started(tmp_path):
     while is_alive(int(said)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="where a process can be copied")
+
+
+@on_linux
+@pytest.mark.parametrize(("do", "code"), [
+    (lambda: os._exit(7), 7), (lambda: os.kill(os.getpid(), signal.SIGTERM), -signal.SIGTERM), (lambda: 1 / 0, 1)])
+def test_a_copy_says_what_it_ended_with(do, code, tmp_path):
+    with open(tmp_path / "out", "w") as output:
+        copy = process.Forked(do, {}, output, tmp_path)
+        assert copy.wait(60) == copy.poll() == copy.returncode == code
+    assert ("ZeroDivisionError" in (tmp_path / "out").read_text()) == (code == 1)
+
+
+@on_linux
+def test_a_copy_is_apart_from_what_it_copies(tmp_path):
+    def do():
+        print(dict(os.environ), os.getcwd(), os.getsid(0) == os.getpid(),
+              signal.getsignal(signal.SIGINT) == signal.SIG_DFL, flush=True)
+        os._exit(0)
+
+    with open(tmp_path / "out", "w") as output:
+        assert process.Forked(do, {"A": "b"}, output, tmp_path).wait(60) == 0
+    assert (tmp_path / "out").read_text() == f"{{'A': 'b'}} {tmp_path} True True\n"
+
+
+@on_linux
+def test_a_copy_that_does_not_end_is_ended(tmp_path):
+    with open(tmp_path / "out", "w") as output:
+        copy = process.Forked(lambda: time.sleep(60), {}, output, tmp_path)
+        with pytest.raises(subprocess.TimeoutExpired):
+            copy.wait(0.05)
+        assert copy.poll() is None
+        process.end(copy)
+    assert copy.returncode == -signal.SIGKILL
+    assert not is_alive(copy.pid)
 
 
 def is_alive(pid: int) -> bool:

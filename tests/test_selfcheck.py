@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
+from running import ROOT, TINY, tool_environment
 
-from fixmatch import cli, selfcheck
+from fixmatch import cli, process, selfcheck
 from fixmatch.config import Config, ModelConfig, OptimConfig, ParityConfig
 
 
@@ -23,6 +26,7 @@ def stand_in(monkeypatch, tmp_path):
         (tmp_path / "root" / "parity" / "__init__.py").touch()  # else a later folder on PYTHONPATH would be preferred
         (tmp_path / "root" / "parity" / "__main__.py").write_text(program)
         monkeypatch.setattr(selfcheck, "_ROOT", tmp_path / "root")
+        monkeypatch.setattr(process, "can_fork", lambda: False)  # a copy would have the package itself
     return put
 
 
@@ -46,6 +50,26 @@ def test_it_passes_and_is_remembered_until_a_setting_changes(config):
     assert selfcheck._fingerprint(other) != selfcheck._fingerprint(config)
     assert {stage["stage"] for stage in first["stages"]} >= {"reference", "operators", "forward", "loss", "backward",
                                                                "optimizer", "ema", "run"}
+
+
+PATCHED = """
+import sys
+import fixmatch
+from fixmatch import optimizer, process
+assert process.can_fork() == (sys.platform == "linux")
+optimizer.NO_DECAY = ("bias",)
+fixmatch.train(fixmatch.load_config("digits", [*sys.argv[1:], "parity.enabled=true"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the check is a process that was started anew")
+def test_what_a_program_changes_in_itself_is_what_is_checked(config, tmp_path):
+    program = [sys.executable, "-c", PATCHED, *TINY, f"run.dir={tmp_path}/run"]
+    done = subprocess.run(program, cwd=ROOT, env=tool_environment(), capture_output=True, text=True, check=False)
+    assert "SelfCheckFailed" in done.stderr
+    found = json.loads((tmp_path / "run/parity.json").read_text())
+    assert "weight decay on batch norm" in found["verdict"]
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 @pytest.mark.long

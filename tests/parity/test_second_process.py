@@ -16,8 +16,9 @@ from parity.second_process import Died, in_second_process
 
 SHARE = """
 import sys
-from parity import case, cli, second_process
-assert second_process._can_fork() == (sys.platform == "linux")
+from fixmatch import process
+from parity import case, cli
+assert process.can_fork() == (sys.platform == "linux")
 case._LARGE = float(sys.argv[1])
 sys.exit(cli.main(["--self-check", "--processes", "2", *sys.argv[2:]]))
 """
