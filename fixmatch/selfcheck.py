@@ -1,8 +1,8 @@
 """What proves a run while it starts: the self-check before the first step, and the check of the first steps themselves.
 
-Both are parity in a subprocess with a timeout, because a fault in a framework can crash or hang it, and that too is a
-verdict. The self-check starts before the data is read, is waited for when the data is there, and its pass is remembered
-until something changes. The check of the first steps runs beside the training, on a recording of them.
+Both are parity in a process of its own with a timeout, because a fault in a framework can crash or hang it, and that
+too is a verdict. The self-check starts before the data is read, is waited for when the data is there, and its pass is
+remembered until something changes. The check of the first steps runs beside the training, on a recording of them.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ _ROOT = process.ROOT
 # what the self-check's verdict depends on, beside the data set's number of classes
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 # glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps all but the
-# biggest, of which gaps would be left. What it takes are pages of 2 MiB, of which fewer have to be asked for.
+# biggest, of which gaps would be left. One that is started takes pages of 2 MiB, of which fewer have to be asked for.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _TRIM, _MMAP = -1, -3  # the same two for mallopt, of glibc's malloc.h
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
