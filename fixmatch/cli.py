@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the system failed (a full disk, say), 2 wrong usage, confi
 
 import argparse
 import importlib
+import os
 import pathlib
 import re
 import signal
@@ -67,6 +68,9 @@ def output_file(text: str) -> pathlib.Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command that `argv` (default: the process's arguments) begins with; returns the exit code."""
+    for stream in ("stdin", "stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed before; files that are opened would take its place
+            setattr(sys, stream, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: fixmatch COMMAND ...; fixmatch COMMAND --help has the arguments\n")

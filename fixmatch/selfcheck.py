@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import runpy
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 # biggest, of which gaps would be left. One that is started takes pages of 2 MiB, of which fewer have to be asked for.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _TRIM, _MMAP = -1, -3  # the same two for mallopt, of glibc's malloc.h
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
@@ -74,7 +76,7 @@ class _Parity:
         found = _read(self.folder / "parity.json")
         if code not in (0, 1) or found is None or found["passed"] != (code == 0):
             self.output.seek(0)
-            said = "".join(self.output.read().strip().splitlines()[-1:]).removeprefix("error: ")
+            said = "".join(self.output.read().strip().splitlines()[-1:]).removeprefix("error: ") if code > 0 else ""
             return self._failed(f"{what} crashed ({process.cause(code)}){said and ': '}{said}")
         return {**found, "cached": False, "seconds": self._seconds()}
 
@@ -165,6 +167,7 @@ class StartCheck:
 def _become_parity(arguments: list[str]) -> None:
     """What `python -m parity ARGUMENTS` does, in a copy of a process that has loaded Paddle."""
     libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # it ends with the process that it is a copy of
     for option, variable in (_MMAP, "MALLOC_MMAP_THRESHOLD_"), (_TRIM, "MALLOC_TRIM_THRESHOLD_"):
         if hasattr(libc, "mallopt"):
             libc.mallopt(option, min(int(_MEMORY[variable]), 2**31 - 1))

@@ -67,8 +67,9 @@ class _Recorded:
 
     def batches(self) -> Iterator[Row]:
         """Rows of the run's loader."""
-        loader = inputs.build_loader(self.config, self.source, self.split, 0, self.facts["world_size"])
-        yield from rows_of_run(loader, self.source, self.split, self.config, self.first_step)
+        world_size = self.facts["world_size"]
+        loader = inputs.build_loader(self.config, self.source, self.split, 0, world_size)
+        yield from rows_of_run(loader, self.source, self.split, self.config, self.first_step, world_size=world_size)
 
     def steps(self) -> Iterator[Row]:
         """Rows of the recorded batches, of the state before them, and of the steps."""

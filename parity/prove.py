@@ -53,6 +53,8 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
     started = psutil.Process().create_time() if second else time.time()  # imports take as long as some stages
     part, large_side = ("first", lambda case: next(second)) if second else ("all", stages.production_side)
     results = [*_share(part, case, every, torch, large_side), *(second or ())]
+    done, wanted = {result.stage for result in results}, stages.of_self_check("all", case) if torch else ()
+    results += [StageResult(name, every[name].dtype, every[name].mode) for name in wanted if name not in done]
     results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
     seconds = time.time() - started
     return _report(case, results, seconds) if torch else _report_on_goldens(

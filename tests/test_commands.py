@@ -240,6 +240,14 @@ def test_resume_says_another_length_and_refuses_another_number_of_ranks(whole, p
     assert "by 4 processes, now there are 1" in capsys.readouterr().err
 
 
+def test_without_any_stream_it_trains_all_the_same(tmp_path):
+    arguments = " ".join(map(str, digits("run.dir=run", "train.total_steps=2")))
+    done = subprocess.run(f"{sys.executable} {ROOT}/tools/train.py {arguments} <&- >&- 2>&-", shell=True, cwd=tmp_path,
+                          env=tool_environment(), check=False)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 2
+
+
 def test_launchers_may_repeat_their_signal():
     stop = StopSignal()
     for _ in range(3):
@@ -455,10 +463,12 @@ def test_a_run_on_real_cifar10(tmp_path, run_tool, real_cifar10):
 
 
 def test_two_ranks_end_as_one(tmp_path):
-    """Under Paddle's launcher, with gloo: one run folder, one log line a step."""
+    """Under Paddle's launcher, with gloo: one run folder, one log line a step, and a proof that holds for both."""
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
-               ROOT / "tools/train.py", *digits("train.total_steps=3", "train.eval_every=2", "run.dir=run")]
-    done = subprocess.run([str(part) for part in command], cwd=tmp_path, env=tool_environment(), text=True,
+               ROOT / "tools/train.py", *digits("train.total_steps=3", "train.eval_every=2", "run.dir=run",
+                                                "parity.enabled=true")]
+    environment = tool_environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([str(part) for part in command], cwd=tmp_path, env=environment, text=True,
                           capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 3
@@ -466,3 +476,5 @@ def test_two_ranks_end_as_one(tmp_path):
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("eval", 3)]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("run")] == ["run"]
+    said = (tmp_path / "run/train.log").read_text()
+    assert all(f"{what}: PARITY PASS" in said for what in ("self-check", "first steps"))

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from running import ROOT, tool_environment
 
 from fixmatch import process
 
@@ -37,6 +38,14 @@ def test_it_is_ended_with_all_that_it_started(tmp_path):
     while is_alive(int(said)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_has_a_thread_cannot_be_copied():
+    program = ("import threading; from fixmatch import process; print(process.can_fork())\n"
+               "threading.Thread(target=threading.Event().wait, daemon=True).start(); print(process.can_fork())")
+    done = subprocess.run([sys.executable, "-c", program], env=tool_environment(), cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.split() == [str(sys.platform == "linux"), "False"]
 
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="where a process can be copied")

@@ -9,7 +9,7 @@ import pytest
 from running import ROOT, TINY, tool_environment
 
 from fixmatch import cli, process, selfcheck
-from fixmatch.config import Config, ModelConfig, OptimConfig, ParityConfig
+from fixmatch.config import Config, ModelConfig, OptimConfig, ParityConfig, load_config
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_it_passes_and_is_remembered_until_a_setting_changes(config):
     assert selfcheck._fingerprint(other) != selfcheck._fingerprint(config)
     assert {stage["stage"] for stage in first["stages"]} >= {"reference", "operators", "forward", "loss", "backward",
                                                                "optimizer", "ema", "run"}
+
+
+@pytest.mark.parametrize("setting", [
+    "augment.strong=ctaugment", "data.num_labeled=250", "ema.decay=0.9", "model.width=3", "optim.lr=0.1",
+    "runtime.cpu_kernels=off", "ssl.threshold=0.5", "train.mu=3"])
+def test_a_setting_of_any_section_that_is_proven_is_told_apart(setting):
+    sections = {*selfcheck._SECTIONS, "data"}
+    assert setting.partition(".")[0] in sections
+    assert len(sections) == 8
+    fingerprints = {selfcheck._fingerprint(load_config("digits", overrides)) for overrides in ([], [setting])}
+    assert len(fingerprints) == 2
 
 
 PATCHED = """
@@ -121,6 +132,13 @@ import json
 json.dump({"verdict": "PARITY FAIL x", "passed": False, "stages": []}, open("parity.json", "w"))
 raise SystemExit(1)
 """
+
+
+def test_a_failure_is_not_remembered(config, stand_in):
+    stand_in(FAILS)
+    for _ in range(2):
+        found = check(config)
+        assert (found["passed"], found["cached"]) == (False, False)
 
 
 def arguments(tmp_path, *more):

@@ -311,7 +311,8 @@ def test_a_plan_that_is_changed_in_place_after_it_was_drawn_shows(monkeypatch):
 # The run's own loader
 
 
-def of_run(change=None, rank: int = 0, world_size: int = 1, first_step: int = 0, made_with=None, **keys) -> list[str]:
+def of_run(change=None, rank: int = 0, world_size: int = 1, first_step: int = 0, made_with=None, processes: int = 1,
+           **keys) -> list[str]:
     """Failed rows for a loader made by `made_with`, or by the configuration; change(source, split) -> the same."""
     asked = config(**keys)
     made = made_with or asked
@@ -322,7 +323,7 @@ def of_run(change=None, rank: int = 0, world_size: int = 1, first_step: int = 0,
     loader = Loader(data, used, made.train.batch_size, mu, asked.run.seed, source.flip, rank, world_size,
                     strong=made.augment.strong)
     before = loader.batch(first_step)
-    found = [*batches.rows_of_run(loader, source, split, asked, first_step)]
+    found = [*batches.rows_of_run(loader, source, split, asked, first_step, world_size=processes)]
     assert order.same("", before, loader.batch(first_step)).passed
     assert len(found) > 25
     return failed(found)
@@ -333,6 +334,11 @@ def of_run(change=None, rank: int = 0, world_size: int = 1, first_step: int = 0,
     *({"augment__strong": name} for name in RECIPES)])
 def test_a_run_on_digits_passes(keys):
     assert of_run(**keys) == []
+
+
+def test_a_run_of_two_processes_passes():
+    assert of_run(world_size=2, processes=2) == []
+    assert of_run(processes=2)[0] == "ranks/labeled share"
 
 
 def test_a_run_that_is_resumed_passes():

@@ -40,6 +40,13 @@ def test_compare_fails_on_a_section_that_one_side_lacks():
     assert not all(row.passed for row in compare(two, one))
 
 
+def test_compare_fails_on_a_tensor_that_one_side_lacks():
+    one, two = [("a", {"x": np.ones(1)})], [("a", {"x": np.ones(1), "y": np.ones(1)})]
+    for sides, why in ((one, two), "missing here"), ((two, one), "only here"):
+        assert [(row.tensor, row.passed, row.why[:len(why)]) for row in compare(*sides) if not row.passed] == [
+            ("a/y", False, why)]
+
+
 def test_a_gpu_has_a_gate_of_its_own(monkeypatch):
     one, off = np.ones(2), np.array([1, 1 + 5e-10])
     for device, passes in (("cpu", False), ("gpu:0", True)):

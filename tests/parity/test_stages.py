@@ -10,7 +10,7 @@ import pytest
 from running import ROOT, first_of
 
 from fixmatch.config import SSLConfig
-from parity import goldens, stages
+from parity import goldens, prove, stages
 from parity.case import small_case
 from parity.compare import Row
 
@@ -44,6 +44,25 @@ def test_float64_is_compared_in_earnest():
     logits[1, 2] += 1e-9 * np.abs(logits).max()
     result = stages.run_stage(stage, case, recorded)
     assert result.first_divergence.tensor == "eval activations/fc"
+
+
+def test_what_a_stage_raises_after_a_row_fails_it():
+    def rows(case):
+        yield Row("a", 0.0, 0.0, True)
+        raise KeyError("b")
+
+    result = stages.run_stage(stages.Stage("loss", "-", "float64", rows), small_case("wideresnet", 3))
+    assert not result.passed
+    assert "KeyError" in result.first_divergence.why
+
+
+def test_a_self_check_that_lost_a_stage_has_not_passed(monkeypatch):
+    monkeypatch.setattr(prove, "_share", lambda part, case, every, *_: (
+        stages.StageResult(name, "float64", "-", [Row("a", 0.0, 0.0, True)])
+        for name in stages.SELF_CHECK if name not in ("resume", "metric")))
+    report = prove.self_check(small_case("wideresnet", 3), stages.stages(thorough=False), torch=True)
+    assert not report.passed
+    assert report.verdict() == "PARITY FAIL metric: nothing was compared"
 
 
 # Bugs put in by hand, not through the plants: what someone could really write.
