@@ -171,7 +171,7 @@ def _become_parity(arguments: list[str]) -> None:
     for option, variable in (_MMAP, "MALLOC_MMAP_THRESHOLD_"), (_TRIM, "MALLOC_TRIM_THRESHOLD_"):
         if hasattr(libc, "mallopt"):
             libc.mallopt(option, min(int(_MEMORY[variable]), 2**31 - 1))
-    sys.argv[1:] = arguments
+    sys.argv = ["parity", *arguments]
     runpy.run_module("parity", run_name="__main__", alter_sys=True)
 
 

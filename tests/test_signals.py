@@ -3,13 +3,15 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+import psutil
 import pytest
-from running import TINY, runs
+from running import ROOT, TINY, runs, tool_environment
 
 import fixmatch
 from fixmatch import cli, run, selfcheck
@@ -119,6 +121,25 @@ def test_a_signal_during_the_self_check_ends_it_at_once(number, tmp_path, monkey
     assert list((tmp_path / "scratch").iterdir()) == []
     patience = time.monotonic() + 10
     while any(runs(int(file.name[4:])) for file in tmp_path.glob("pid-*")):
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the self-check is no copy of the training")
+def test_a_training_that_is_killed_takes_its_self_check_with_it(tmp_path):
+    environment = tool_environment() | {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, ROOT / "tools/train.py", *arguments(tmp_path, "parity.enabled=true")]
+    training = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    patience, copies = time.monotonic() + 60, []
+    while len(copies) < 2:
+        assert training.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+        copies = psutil.Process(training.pid).children(recursive=True)
+    training.kill()
+    training.wait()
+    patience = time.monotonic() + 20
+    while any(runs(copy.pid) for copy in copies):
         assert time.monotonic() < patience
         time.sleep(0.01)
 

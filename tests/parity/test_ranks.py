@@ -194,6 +194,7 @@ def test_a_launcher_around_the_proof_is_not_joined(monkeypatch, tmp_path):
     assert os.environ["PADDLE_TRAINER_ID"] == "3"
 
 
+@pytest.mark.long
 def test_the_ranks_are_given_different_images(tmp_path):
     """What the processes wrote down: the second batch is another part of one shuffled order."""
     case = small_case("wideresnet", 0)
