@@ -59,7 +59,8 @@ class Forked:
     def returncode(self) -> int | None:
         return self._copy.exitcode
 
-    poll = returncode.fget
+    def poll(self) -> int | None:
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         self._copy.join(timeout)

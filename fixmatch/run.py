@@ -119,7 +119,7 @@ def train(config: Config, resume: bool = False, recorder: Recorder | None = None
         check = SelfCheck(config) if rank == 0 else None  # runs while the data is read
         if check:
             cleanup.callback(check.close)
-        device = _use_operators(config, device)  # which have threads, so that what is checked could not be copied
+        device = _use_operators(config, device)  # after the self-check: what has their threads cannot be copied
         inputs = read_inputs(config, resume, rank, world_size)
         if world_size > 1:
             _agree(data_facts(inputs))

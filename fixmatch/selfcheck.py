@@ -31,8 +31,9 @@ _ROOT = process.ROOT
 _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 # glibc gives big freed blocks back to the system, which clears each page anew; so short a process keeps all but the
 # biggest, of which gaps would be left. One that is started takes pages of 2 MiB, of which fewer have to be asked for.
-_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-_TRIM, _MMAP = -1, -3  # the same two for mallopt, of glibc's malloc.h
+_BIGGEST = 1 << 25  # bytes, and more
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(_BIGGEST), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # the same two, of glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
@@ -168,9 +169,9 @@ def _become_parity(arguments: list[str]) -> None:
     """What `python -m parity ARGUMENTS` does, in a copy of a process that has loaded Paddle."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # it ends with the process that it is a copy of
-    for option, variable in (_MMAP, "MALLOC_MMAP_THRESHOLD_"), (_TRIM, "MALLOC_TRIM_THRESHOLD_"):
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(option, min(int(_MEMORY[variable]), 2**31 - 1))
+    if hasattr(libc, "mallopt"):  # which is glibc's; the variables are read when a process starts
+        libc.mallopt(_M_MMAP_THRESHOLD, _BIGGEST)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     sys.argv = ["parity", *arguments]
     runpy.run_module("parity", run_name="__main__", alter_sys=True)
 

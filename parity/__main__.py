@@ -4,11 +4,10 @@ import gc
 import os
 import sys
 
-gc.disable()  # nothing of what is imported is garbage, and looking for it takes a sixth of the time
+from fixmatch.runtime import without_garbage_collection
 
-from parity.cli import main  # noqa: E402
-
-gc.enable()
+with without_garbage_collection():
+    from parity.cli import main
 
 if __name__ == "__main__":
     gc.freeze()

@@ -6,9 +6,8 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
-from running import ROOT, tool_environment
+from running import ROOT, runs, tool_environment
 
 from fixmatch import process
 
@@ -35,7 +34,7 @@ def test_it_is_ended_with_all_that_it_started(tmp_path):
         process.end(started)  # once more does no harm
     assert started.returncode < 0 or sys.platform == "win32"
     deadline = time.monotonic() + 10  # a killed process that is no child of this one may take a moment to be gone
-    while is_alive(int(said)):
+    while runs(int(said)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -82,14 +81,7 @@ def test_a_copy_that_does_not_end_is_ended(tmp_path):
         assert copy.poll() is None
         process.end(copy)
     assert copy.returncode == -signal.SIGKILL
-    assert not is_alive(copy.pid)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert not runs(copy.pid)
 
 
 def test_what_it_died_of():

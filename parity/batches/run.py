@@ -17,7 +17,7 @@ _PIXELS = 2**19  # of each kind of view and batch that are compared with Pillow'
 
 
 def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, first_step: int = 0,
-                steps: int = 3, rank: int = 0, world_size: int = 1) -> Iterator[Row]:
+                steps: int = 3, world_size: int = 1) -> Iterator[Row]:
     """What `loader` gives for `steps` steps from `first_step` on, and one pass of both its streams.
 
     Asks the loader for batches as the trainer does and leaves it as it was. Everything that is expected comes from the
@@ -27,14 +27,14 @@ def rows_of_run(loader: Loader, source: Source, split: Split, config: Config, fi
     Args:
         source: with `flip` as the run has it, the setting augment.flip included.
         steps: with CTAugment at most as many as the loader prepares ahead.
-        rank: which of the `world_size` processes that train together has this loader.
+        world_size: how many processes train together; the loader is that of rank 0.
     """
     labels, mu = source.train.labels, config.train.mu if config.ssl.mode == "fixmatch" else 0
     most = max(32, _PIXELS // (source.train.images[0].size // 3))
     batch, size = config.train.batch_size, source.train.images.shape[1:3]
     yield from order.split(split, labels, _labels_a_class(config, len(source.classes), labels),
                            config.data.include_labeled, whole=not config.data.split_file)
-    yield from _ranks(loader, split, batch, mu, rank, world_size)
+    yield from _ranks(loader, split, batch, mu, world_size)
     with contextlib.closing(loader.batches(first_step, first_step + steps)) as ahead:
         for step, trained in enumerate(ahead, start=first_step):
             made, drawn = watched(loader, step)
@@ -63,13 +63,13 @@ def _labels_a_class(config: Config, classes: int, labels: np.ndarray) -> np.ndar
         labels[labels >= 0], minlength=classes)
 
 
-def _ranks(loader: Loader, split: Split, batch: int, mu: int, here: int, world_size: int) -> Iterator[Row]:
-    """The loader's rank, and that the shares of all ranks together make passes over the split's images."""
+def _ranks(loader: Loader, split: Split, batch: int, mu: int, world_size: int) -> Iterator[Row]:
+    """The loader is rank 0's, and the shares of all ranks together make passes over the split's images."""
     streams = {name: stream for name in ("labeled", "unlabeled") if (stream := getattr(loader, name))}
     for name, stream in streams.items():
-        yield contents.exact(f"ranks/{name} share", (stream.rank, stream.world_size) == (here, world_size),
-                             f"is rank {stream.rank}'s of {stream.world_size} and not rank {here}'s of {world_size}")
-    yield contents.exact("ranks/augmentation", loader.rank == here, f"draws as rank {loader.rank}, not {here}")
+        yield contents.exact(f"ranks/{name} share", (stream.rank, stream.world_size) == (0, world_size),
+                             f"is rank {stream.rank}'s of {stream.world_size} and not rank 0's of {world_size}")
+    yield contents.exact("ranks/augmentation", loader.rank == 0, f"draws as rank {loader.rank}, not 0")
     every = {name: [type(stream)(np.unique(stream.items), stream.batch_size, len(stream.items), stream.seed, rank,
                                  stream.world_size) if rank != stream.rank else stream
                     for rank in range(stream.world_size)] for name, stream in streams.items()}
