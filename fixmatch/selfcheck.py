@@ -5,6 +5,7 @@ too is a verdict. The self-check starts before the data is read, is waited for w
 remembered until something changes. The check of the first steps runs beside the training, on a recording of them.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -21,7 +22,9 @@ from subprocess import TimeoutExpired
 
 from fixmatch import process
 from fixmatch.config import Config, to_dict, to_yaml
+from fixmatch.data.augment import pixels
 from fixmatch.files import write_atomic
+from fixmatch.kernels import loops
 from fixmatch.recorder import Recorder
 from fixmatch.runtime import device_name
 from fixmatch.version import versions
@@ -64,6 +67,7 @@ class _Parity:
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
         arguments, cwd = [*arguments, *files], cwd or self.folder
         if fork and process.can_fork():
+            load_machine_code()
             self.process = process.Forked(functools.partial(_become_parity, arguments), environment, self.output, cwd)
         else:
             self.process = process.start(["-m", "parity", *arguments], environment, self.output, cwd)
@@ -163,6 +167,13 @@ class StartCheck:
 
     def close(self) -> None:
         self.parity.close()
+
+
+def load_machine_code() -> None:
+    """Loads what numba compiles, before there are several processes that would all do so."""
+    with contextlib.suppress(Exception):  # it is loaded again where it is needed, and judged there
+        pixels.load()
+        loops.load()
 
 
 def _become_parity(arguments: list[str]) -> None:

@@ -68,8 +68,8 @@ class Case:
             confident = CONFIDENT_LOGITS[self.config.model.arch]
             if self.loader is not None:
                 confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
-            elif self.large:  # few images: steeper where there are a hundred classes, and no harm in one step
-                confident *= max(1.0, np.log10(self.num_classes))
+            elif self.large:  # the fewer images and the more classes, the steeper, which does no harm in one step
+                confident *= max(1.0, np.log10(self.num_classes)) * max(1.0, 4 / (self.batch_size * self.mu))
             return normal * (confident / np.sqrt(shape[1]))
         if name.endswith("running_var"):
             return scale + 0.2 * np.abs(normal)
@@ -129,6 +129,10 @@ class Case:
         Two labeled images at least, since interleaving one is nothing; and more unlabeled than labeled ones.
         """
         return dataclasses.replace(self, batch_size=2, mu=2 if self.large else 3)
+
+    def with_few_images(self) -> "Case":
+        """The same network with a labeled image and two unlabeled ones: of a large one each takes half a second."""
+        return dataclasses.replace(self, batch_size=1, mu=2)
 
     def on_a_small_network(self, arch: str = "") -> "Case":
         """The same case with a small network of its own or another architecture."""

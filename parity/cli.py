@@ -14,12 +14,11 @@ from fixmatch import process
 from fixmatch.cli import Parser, fail, guarded
 from fixmatch.config import ConfigError, from_dict, load_config
 from fixmatch.data import NUM_CLASSES
-from fixmatch.data.augment import pixels
 from fixmatch.data.loader import Loader
 from fixmatch.files import write_atomic
 from fixmatch.inputs import choose_split, read_data
-from fixmatch.kernels import loops
 from fixmatch.runtime import physical_cores, select_device
+from fixmatch.selfcheck import load_machine_code
 from fixmatch.usage import OPTIONAL
 from parity import first_steps, goldens, page, plants, prove, stages, subject
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
@@ -143,7 +142,7 @@ def _prove(args) -> int:
     case = _case(args)
     second_share = contextlib.nullcontext()
     if _processes(args) == 2:  # it starts before anything is computed, since what has threads cannot be forked
-        _load_machine_code()
+        load_machine_code()
         second_share = in_second_process(_share_of_second, args, case, _installed("torch"))
     with second_share as second, _prepared(args, case):
         report = _report(args, case, second)
@@ -158,13 +157,6 @@ def _prove(args) -> int:
 def _processes(args) -> int:
     shared = args.self_check and _alone(args) and process.can_fork() and physical_cores() > 1
     return args.processes or (2 if shared else 1)
-
-
-def _load_machine_code() -> None:
-    """Loads what numba compiles, before there are two processes that would both do so."""
-    with contextlib.suppress(Exception):  # it is loaded again where it is needed, and judged there
-        pixels.load()
-        loops.load()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import paddle
 import torch
 
 import fixmatch.models
-import parity.mirror.models
 from fixmatch import checkpoint
 from fixmatch.checkpoint import CheckpointError, Manifest, load_weights
 from fixmatch.cli import Parser
@@ -24,7 +23,7 @@ from fixmatch.data.sources.cifar import statistics
 from fixmatch.files import write_atomic
 from parity import reference_checkpoint as theirs
 from parity.reference_checkpoint import ConvertError
-from parity.subject import precision
+from parity.subject import precision, without_initial_values
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 TOLERANCE = 1e-9  # relative, of logits in float64
@@ -167,9 +166,9 @@ def verify(model: ModelConfig, num_classes: int, states: list[tuple[dict, dict]]
     """
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))  # small: only the weights matter
     shape, worst = model.network(), 0.0
-    with precision("float64"):
+    with precision("float64"), without_initial_values():
         ours = fixmatch.models.build_model(num_classes=num_classes, **shape)
-    mirror = parity.mirror.models.build_model(num_classes=num_classes, **shape).double()
+    mirror = theirs.network_of(model, num_classes).double()
     ours.eval()
     mirror.eval()
     for torch_state, paddle_state in states:

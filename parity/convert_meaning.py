@@ -18,7 +18,7 @@ from parity import subject
 from parity.case import IDLE, Case
 from parity.compare import Row, compare_tensor, near, raised
 from parity.mirror import step as mirror
-from parity.reference import precision
+from parity.reference import precision, without_initial_values
 from parity.weights import paddle_to_torch, torch_to_paddle
 
 LOGITS_GATE = 1e-11
@@ -45,7 +45,8 @@ def meaning_rows(label: str, ours: Checkpoint, theirs: dict, config: Config) -> 
 
 
 def _mirror_restored(content: dict, config: Config, classes: int) -> mirror.TrainState:
-    state = mirror.build_state(config, classes, Case.mean, Case.std)
+    with without_initial_values():
+        state = mirror.build_state(config, classes, Case.mean, Case.std)
     state.model.load_state_dict(content["state_dict"], strict=True)
     state.ema.average.load_state_dict(content["ema_state_dict"], strict=True)
     state.optimizer.load_state_dict(content["optimizer"])
@@ -55,7 +56,8 @@ def _mirror_restored(content: dict, config: Config, classes: int) -> mirror.Trai
 
 def _restored(saved: Checkpoint, classes: int) -> algorithm.TrainState:
     config, manifest = from_dict(saved.manifest.config, "parity"), saved.manifest
-    state = algorithm.build_state(config, classes, manifest.mean, manifest.std)
+    with subject.without_initial_values():
+        state = algorithm.build_state(config, classes, manifest.mean, manifest.std)
     parts = {part: {n: a.astype(np.float64) for n, a in saved.part(part).items()}
              for part in ("model", "ema", "momentum")}
     load_weights(state.model, parts["model"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import psutil
 
 from fixmatch.config import ConfigError
-from fixmatch.runtime import device_name
+from fixmatch.runtime import device_name, without_garbage_collection
 from fixmatch.usage import OPTIONAL
 from parity import goldens, stages
 from parity.case import CLASSIC_SEEDS, Case
@@ -52,6 +52,8 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
     """
     started = psutil.Process().create_time() if second else time.time()  # imports take as long as some stages
     part, large_side = ("first", lambda case: next(second)) if second else ("all", stages.production_side)
+    if torch:
+        _load_torch()
     results = [*_share(part, case, every, torch, large_side), *(second or ())]
     if torch:  # a stage that neither process delivered has compared nothing, and so has not passed
         lost = set(stages.of_self_check("all", case)).difference(result.stage for result in results)
@@ -60,6 +62,13 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
     seconds = time.time() - started
     return _report(case, results, seconds) if torch else _report_on_goldens(
         case, results, stages.of_self_check("all", case), seconds)
+
+
+def _load_torch() -> None:
+    """At once, so that no search for garbage has to look through it."""
+    with without_garbage_collection():
+        importlib.import_module("parity.reference")
+    gc.freeze()
 
 
 def share_of_second(case: Case, every: dict[str, Stage], torch: bool) -> Iterator[stages.Side | StageResult]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
@@ -29,7 +29,12 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def _array(tensor) -> np.ndarray:
-    return tensor.detach().numpy().copy()
+    return _memory(tensor).copy()
+
+
+def _memory(tensor) -> np.ndarray:
+    """Its own memory: what it holds later is seen in it, too."""
+    return tensor.detach().numpy()
 
 
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
@@ -75,10 +80,10 @@ def _activations(model, seen: dict[str, np.ndarray], parts: int = 1) -> Iterator
             handle.remove()
 
 
-def _named(items) -> Reading:
+def _named(items, read: Callable = _array) -> Reading:
     """Without num_batches_tracked."""
     tensors = {name: t for name, t in items if not name.endswith("num_batches_tracked")}
-    return Reading(tensors, lambda name: _array(tensors[name]))
+    return Reading(tensors, lambda name: read(tensors[name]))
 
 
 def forward(case: Case, dtype: str) -> Trace:
@@ -192,10 +197,12 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
+    read = _array if collect is dict else _memory  # a digest is made at once
+
     def note(*_):
         if "gradients" in wanted:
             tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
-            gradients.update(_named(tensors))
+            gradients.update(_named(tensors, read))
 
     state.optimizer.register_step_pre_hook(note)
     for step, wanted in sections.items():
@@ -207,10 +214,10 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
                 "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named(state.thresholds.items())},
                 "gradients": lambda gradients=gradients: gradients,
-                "momentum": lambda: _named(state.optimizer.momentum_buffers().items()),
-                "weights": lambda: _named(state.model.named_parameters()),
-                "buffers": lambda: _named(state.model.named_buffers()),
-                "ema": lambda: _named(state.ema.average.state_dict().items())}
+                "momentum": lambda: _named(state.optimizer.momentum_buffers().items(), read),
+                "weights": lambda: _named(state.model.named_parameters(), read),
+                "buffers": lambda: _named(state.model.named_buffers(), read),
+                "ema": lambda: _named(state.ema.average.state_dict().items(), read)}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
 

@@ -15,7 +15,7 @@ import io
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -63,8 +63,8 @@ def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
             yield from _network(side, name, files[name], steps)
 
 
-def read(name: str) -> dict[str, np.ndarray]:
-    """The figures of one file by key. Raises GoldenError."""
+def read(name: str) -> Mapping[str, np.ndarray]:
+    """The figures of one file by key, each unpacked when it is asked for. Raises GoldenError."""
     path = FOLDER / f"{name}.npz"
     try:
         blob = path.read_bytes()
@@ -72,8 +72,7 @@ def read(name: str) -> dict[str, np.ndarray]:
         raise GoldenError(f"{path}: the reference's figures cannot be read: {error.strerror}; install again") from None
     if hashlib.sha256(blob).hexdigest() != _SHA256[name]:
         raise GoldenError(f"{path}: damaged, its SHA-256 is not that of the reference's figures; install again")
-    with np.load(io.BytesIO(blob), allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    return np.load(io.BytesIO(blob), allow_pickle=False)
 
 
 def _sides(thorough: bool) -> Iterator[Production]:
@@ -105,7 +104,7 @@ def _build(side: Production, config: Config, settings: dict):
         side.algorithm.build_model = build_model
 
 
-def _network(side: Production, name: str, golden: dict, steps: int | None) -> Iterator[Row]:
+def _network(side: Production, name: str, golden: Mapping, steps: int | None) -> Iterator[Row]:
     """The first `steps` training steps of one network, or all of them and an evaluation."""
     label, settings = f"{side.prefix}{name}", json.loads(str(golden["settings"]))
     try:
@@ -126,7 +125,7 @@ def _config(name: str, settings: dict) -> Config:
         ema=EMAConfig(decay=s["ema_decay"]))
 
 
-def _trace(side: Production, config: Config, settings: dict, golden: dict, steps: int | None):
+def _trace(side: Production, config: Config, settings: dict, golden: Mapping, steps: int | None):
     """(section, {key: array}) of each step, then of the evaluation, under the golden's keys."""
     with side.precision("float64"):
         state = _build(side, config, settings)
@@ -150,7 +149,7 @@ def _trace(side: Production, config: Config, settings: dict, golden: dict, steps
                            "eval/ema_logits": side.predict(state, state.ema.average, batch.u_s)}
 
 
-def _in_order(golden: dict, section: str) -> list[str]:
+def _in_order(golden: Mapping, section: str) -> list[str]:
     """The keys of a section in the order of diagnosis; gradients from the last layer to the first."""
     keys = [k for k in golden if k.startswith(f"{section}/") and "/input/" not in k]
     if section == "eval":
@@ -160,23 +159,23 @@ def _in_order(golden: dict, section: str) -> list[str]:
     return [key for kind in _ORDER for key in of_kind[kind]]
 
 
-def _rules(side: Production, golden: dict) -> Iterator[Row]:
+def _rules(side: Production, golden: Mapping) -> Iterator[Row]:
     """What needs no network: schedule, RandAugment with Cutout, and a confidence that is exactly the threshold."""
     label = f"{side.prefix}{RULES}"
     for key in [k for k in golden if k.startswith("schedule/") and k.endswith("/steps")]:
         total, warmup = map(int, key.split("/")[1].split("-"))
         factors = key.replace("/steps", "/factors")
         yield compare_tensor(f"{label}/{factors}", side.factors(total, warmup, golden[key]), golden[factors])
+    images, centres = golden["randaugment/images"], golden["randaugment/centres"]
     for name, views in zip(golden["randaugment/names"], golden["randaugment/views"], strict=True):
-        yield compare_tensor(f"{label}/randaugment/{name}", _augmented(side, str(name), golden), views)
+        yield compare_tensor(f"{label}/randaugment/{name}", _augmented(side, str(name), images, centres), views)
     yield _tie(side, label)
 
 
-def _augmented(side: Production, name: str, golden: dict) -> np.ndarray | None:
+def _augmented(side: Production, name: str, images: np.ndarray, centres: np.ndarray) -> np.ndarray | None:
     """Views of one operation, uint8 [magnitude - 1, sign negated, 4, 32, 32, 3]."""
     if name not in side.operations:
         return None
-    images, centres = golden["randaugment/images"], golden["randaugment/centres"]
     shape = (9, 2, len(images))
     magnitude, negated, image = (index.reshape(-1) for index in np.indices(shape))
     plan = randaugment.Plan(
@@ -196,7 +195,7 @@ def _tie(side: Production, label: str) -> Row:
     return compare_tensor(f"{label}/tie/mask", found.mask.numpy(), np.array([1.0]))
 
 
-def _judge(label: str, ours: dict, golden: dict, keys: list[str]) -> Iterator[Row]:
+def _judge(label: str, ours: dict, golden: Mapping, keys: list[str]) -> Iterator[Row]:
     """A row for each key of the golden, and for each that only this side has."""
     known = {key.removesuffix("|digest"): key for key in keys}
     for name in [*known, *(n for n in ours if n not in known)]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
 from collections.abc import Iterator
 from unittest import mock
@@ -23,11 +24,13 @@ from parity.case import CONFIDENT_LOGITS, Case
 def training_on(source: Source) -> Iterator[None]:
     """Production runs read `source` in the place of their data set, start with a confident network, and are silent.
 
-    Their operators' outputs share memory as those of a batch of the run's size do, however small they are.
+    Their operators' outputs share memory as those of a batch of the run's size do, however small they are. Nothing that
+    they write is to outlast a power cut.
     """
     with (mock.patch.object(inputs, "load_source", return_value=source),
           mock.patch.object(allocator, "POOL_FROM", 1),
-          mock.patch.object(algorithm, "build_model", _confident_model), contextlib.redirect_stdout(io.StringIO())):
+          mock.patch.object(algorithm, "build_model", _confident_model), mock.patch.object(os, "fsync"),
+          contextlib.redirect_stdout(io.StringIO())):
         yield
 
 

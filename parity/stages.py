@@ -66,8 +66,8 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network.
         threads: of the operators that train; None: as many as a run that is started here would use.
     """
-    def about_files(case: Case) -> Case:
-        return case if thorough else case.on_a_small_network()
+    def about_files(case: Case, arch: str = "") -> Case:
+        return case if thorough else case.on_a_small_network(arch)
 
     table = [
         Stage("reference", "train+eval", "float64", lambda case: reference_figures.rows(case, thorough),
@@ -87,7 +87,8 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
         Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
-        Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case)), needs_torch=False),
+        Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case, "wideresnet")),
+              needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", about_files(case))),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
     ]
@@ -250,19 +251,21 @@ def rows_together(case: Case, large_side: Callable[[Case], Side] = production_si
 
 def whole(case: Case) -> Trace:
     """Production's side of one network in `rows_together`."""
-    return subject.whole(case, "float64", *_extent(case))
+    return subject.whole(*_extent(case))
 
 
 def whole_reference(case: Case) -> Trace:
     """The reference's side of one network in `rows_together`."""
     from parity import reference  # loads Torch, which is not installed everywhere
 
-    return reference.whole(case, "float64", *_extent(case))
+    return reference.whole(*_extent(case))
 
 
-def _extent(case: Case) -> tuple[dict[int, tuple[str, ...]], type]:
-    """What is wanted of a network's steps, and in what its tensors are collected."""
-    return (_ONE_STEP, goldens.Digest) if case.large else (_TWO_STEPS, dict)
+def _extent(case: Case) -> tuple[Case, str, dict[int, tuple[str, ...]], type]:
+    """The case to take, its dtype, what is wanted of its steps, and in what tensors are collected."""
+    if case.large:
+        return case.with_few_images(), "float64", _ONE_STEP, goldens.Digest
+    return case, "float64", _TWO_STEPS, dict
 
 
 def too_large_to_rehearse(case: Case, device: str) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import numpy as np
@@ -49,17 +49,22 @@ def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()  # a copy
 
 
-def _named(items) -> Reading:
+def _memory(tensor) -> np.ndarray:
+    """Its own memory if it is on the CPU: what it holds later is seen in it, too."""
+    return np.from_dlpack(tensor.detach().cpu())
+
+
+def _named(items, read: Callable = _array) -> Reading:
     """Under Torch's names and shapes, without num_batches_tracked."""
     tensors = dict(items)
     ours = named_as_torch(tensors)
-    return Reading(ours, lambda name: paddle_to_torch({ours[name]: _array(tensors[ours[name]])})[name])
+    return Reading(ours, lambda name: paddle_to_torch({ours[name]: read(tensors[ours[name]])})[name])
 
 
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     """Gives a network the case's weights, one tensor after the other."""
     for name, tensor in model.state_dict().items():
-        values = tensor.numpy()
+        values = _memory(tensor)
         (theirs, shape), *_ = ((n, a.shape) for n, a in paddle_to_torch({name: values}).items())
         array, = torch_to_paddle(case.weights({theirs: shape}, scale, salt)).values()
         tensor.set_value(array.astype(values.dtype, copy=False))
@@ -93,9 +98,9 @@ def without_initial_values() -> Iterator[None]:
         paddle.nn.initializer.set_global_initializer(None)
 
 
-def _momentum(state: algorithm.TrainState, case: Case) -> Mapping[str, np.ndarray]:
+def _momentum(state: algorithm.TrainState, case: Case, read: Callable = _array) -> Mapping[str, np.ndarray]:
     """The momentum buffers; without momentum Torch keeps none, and Paddle a copy of the gradients."""
-    return _named(state.optimizer.state().items()) if case.config.optim.momentum > 0 else {}
+    return _named(state.optimizer.state().items(), read) if case.config.optim.momentum > 0 else {}
 
 
 @contextlib.contextmanager
@@ -228,12 +233,12 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
-    step_of_optimizer = state.optimizer.step
+    step_of_optimizer, read = state.optimizer.step, _array if collect is dict else _memory  # a digest is made at once
 
     def step_and_note(*args):
         if "gradients" in wanted:  # as the optimizer is given them
             tensors = ((n, p.grad) for n, p in reversed(list(state.model.named_parameters())) if p.grad is not None)
-            gradients.update(_named(tensors))
+            gradients.update(_named(tensors, read))
         step_of_optimizer(*args)
 
     state.optimizer.step = step_and_note
@@ -244,10 +249,10 @@ def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[st
         take = {"lr": lambda lr=lr: {"lr": np.array(lr)}, "activations": lambda seen=seen: seen,
                 "losses": lambda found=found: {**_losses(found), **_named_arrays(state.thresholds)},
                 "gradients": lambda gradients=gradients: gradients,
-                "momentum": lambda: _momentum(state, case),
-                "weights": lambda: _named(state.model.named_parameters()),
-                "buffers": lambda: _named(state.model.named_buffers()),
-                "ema": lambda: _named(state.ema.average.state_dict().items())}
+                "momentum": lambda: _momentum(state, case, read),
+                "weights": lambda: _named(state.model.named_parameters(), read),
+                "buffers": lambda: _named(state.model.named_buffers(), read),
+                "ema": lambda: _named(state.ema.average.state_dict().items(), read)}
         for name in wanted:
             yield f"step {step} {name}", take[name]()
 

@@ -81,8 +81,8 @@ def _moved(name: str, weights: np.ndarray, velocity: np.ndarray | None, gradient
 
 
 def _averaged(name: str, old: np.ndarray, weights: np.ndarray, decay: float) -> np.ndarray:
-    """What the mirror's average makes of one tensor."""
-    alone = _alone(name, old)
+    """What the mirror's average makes of one tensor, in a network of one layer, since it is copied."""
+    alone = _alone(name.rpartition(".")[2], old)
     ema = EMA(alone, decay)
     tensor, = alone.state_dict().values()
     tensor.copy_(torch.from_numpy(weights))

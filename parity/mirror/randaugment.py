@@ -138,14 +138,13 @@ def weak(images, plan):
     """Flip, reflection padding and crop: uint8 [N, H, W, 3] and a views.WeakPlan -> uint8 [N, H, W, 3]."""
     height, width = images.shape[1:3]
     rows, columns = int(height * 0.125), int(width * 0.125)
+    flipped = images.copy()
+    for i in np.flatnonzero(plan.flip):
+        flipped[i] = Image.fromarray(images[i]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    padded = np.pad(flipped, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="reflect")
     views = np.empty_like(images)
-    for i, image in enumerate(images):
-        img = Image.fromarray(image)
-        if plan.flip[i]:
-            img = img.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        padded = np.pad(np.asarray(img), ((rows, rows), (columns, columns), (0, 0)), mode="reflect")
-        top, left = plan.offset[i]
-        views[i] = padded[top : top + height, left : left + width]
+    for i, (top, left) in enumerate(plan.offset):
+        views[i] = padded[i, top : top + height, left : left + width]
     return views
 
 

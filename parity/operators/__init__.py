@@ -35,10 +35,11 @@ _WORK, _ELEMENTS = 8e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 2e9, 6e6
 _FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
-# Batches, and their maps, of which the first is taken that is cheap enough. A call of many weights is not tried with
-# the first batch, unless thorough, since each takes its time.
+# Batches, and their maps, of which the first is taken that is cheap enough. A call of many weights takes its time on
+# each: unless thorough it is tried on one alone.
 _MANY_WEIGHTS = 1e6
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
+_SMALLEST = ((33, ((1, 3),)),)
 
 
 def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
@@ -61,7 +62,7 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
                 continue
             favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
             share = (_THOROUGH if thorough else 1) / len(calls)
-            small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALL[1:]
+            small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALLEST
             batches = _batches(case, call, share, _FAVOUR if favoured else 1, small)
             for part, (batch, size, distinct) in enumerate(batches):
                 modes = ("train", "eval") if thorough or part < len(small) else ("train",)
@@ -119,7 +120,8 @@ def _cost_of_image(call: Call) -> tuple[float, float]:
 def _first_favoured(call: Call) -> tuple[float, ...]:
     """The smaller, the rather is this call of its algorithm favoured."""
     pixels = call.size[0] * call.size[1] if call.kind == "batch norm" else 0
-    return -pixels, *_cost_of_image(call)
+    work, elements = _cost_of_image(call)
+    return -pixels, work, call.weights, elements
 
 
 def _batches(case: Case, call: Call, share: float, favour: int, small) -> Iterator[tuple[int, tuple[int, int], int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import paddle
+from paddle.utils.dlpack import from_dlpack
 
 from fixmatch.models import layers
 from fixmatch.step import autocast
@@ -59,14 +60,14 @@ class Probe:
 
     def tensor(self, images: np.ndarray):
         """The batch in the layout that the network has here."""
-        batch = paddle.to_tensor(self.whole(images))
+        batch = _as_tensor(self.whole(images))
         return batch if images.ndim == 2 or layers.on_kernels(batch) else batch.transpose([0, 3, 1, 2]).contiguous()
 
     def leaf(self, images: np.ndarray):
         """An input of which the gradient is wanted; or, where the network wants none, what it makes of its images."""
         if not self.call.input_gradient:
             nchw = np.ascontiguousarray(self.whole(images).transpose(0, 3, 1, 2))
-            return layers.to_kernel_layout(paddle.to_tensor(nchw))
+            return layers.to_kernel_layout(_as_tensor(nchw))
         tensor = self.tensor(images)
         tensor.stop_gradient = False
         return tensor
@@ -93,7 +94,7 @@ class Probe:
         """
         for name, tensor in ours.items():
             of_images = name in ("output", "input gradient") or name.startswith("gradient of")
-            array = None if tensor is None else _images_of(tensor) if of_images else tensor.numpy()
+            array = None if tensor is None else _images_of(tensor) if of_images else _as_array(tensor)
             terms = self.batch * self.size[0] * self.size[1] if name in ("weight gradient", "bias gradient") else 1
             exact = expected[name]
             if array is not None and name in (units or {}):
@@ -101,7 +102,17 @@ class Probe:
             yield Pair(name + suffix, array, exact, of_images, terms)
 
 
+def _as_tensor(array: np.ndarray):
+    """On the current device; on a CPU it is the array's memory."""
+    return from_dlpack(array) if paddle.device.get_device() == "cpu" else paddle.to_tensor(array)
+
+
+def _as_array(tensor) -> np.ndarray:
+    """On the host; of a CPU's tensor it is its memory."""
+    return np.from_dlpack(tensor.detach().cpu())
+
+
 def _images_of(tensor) -> np.ndarray:
     """[N, H, W, C] whatever the layout in memory, or [N, C], in float32."""
-    array = tensor.detach().astype("float32").numpy()
+    array = _as_array(tensor.astype("float32"))
     return array if tensor.ndim != 4 or layers.on_kernels(tensor) else array.transpose(0, 2, 3, 1)
