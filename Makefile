@@ -14,6 +14,9 @@ REQUIREMENT := $(if $(filter $(PADDLE),cpu),paddlepaddle~=3.3.0,$(if $(filter $(
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# each process that the tests start would else compile the packages anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install train test test-long test-gpu clean FORCE
 
 # training needs no Torch: the self-check then compares with recorded results
