@@ -7,7 +7,7 @@
 
 import importlib
 
-from fixmatch.runtime import NO_PADDLE, configure, has_paddle
+from fixmatch.runtime import NO_PADDLE, configure, has_paddle, without_garbage_collection
 from fixmatch.version import __version__
 
 _PUBLIC = {"train": "fixmatch.run", "evaluate": "fixmatch.run", "load": "fixmatch.predict",
@@ -23,4 +23,5 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'fixmatch' has no attribute {name!r}")
     if not has_paddle():
         raise ImportError(NO_PADDLE)
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    with without_garbage_collection():
+        return getattr(importlib.import_module(_PUBLIC[name]), name)

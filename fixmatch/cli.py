@@ -14,7 +14,7 @@ import sys
 
 from fixmatch.config import Config
 from fixmatch.log import discard, printable
-from fixmatch.runtime import NO_PADDLE, has_paddle
+from fixmatch.runtime import NO_PADDLE, has_paddle, without_garbage_collection
 from fixmatch.settings import meant, suggest
 from fixmatch.usage import OPTIONAL, command
 from fixmatch.version import __version__
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(run) -> int:
     """Calls `run`, and turns what it raises into one line on standard error and the code that it returns."""
-    from fixmatch.run import EXIT_CODES, Interrupted
+    with without_garbage_collection():
+        from fixmatch.run import EXIT_CODES, Interrupted
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools set another one while modules load
     try:

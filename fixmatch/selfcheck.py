@@ -26,7 +26,7 @@ from fixmatch.data.augment import pixels
 from fixmatch.files import write_atomic
 from fixmatch.kernels import loops
 from fixmatch.recorder import Recorder
-from fixmatch.runtime import device_name
+from fixmatch.runtime import device_name, without_garbage_collection
 from fixmatch.version import versions
 
 _ROOT = process.ROOT
@@ -67,7 +67,7 @@ class _Parity:
         self.output = open(self.folder / "output.txt", "w+", encoding="utf-8")  # noqa: SIM115, closed in close()
         arguments, cwd = [*arguments, *files], cwd or self.folder
         if fork and process.can_fork():
-            load_machine_code()
+            load_machine_code()  # which starts no thread
             self.process = process.Forked(functools.partial(_become_parity, arguments), environment, self.output, cwd)
         else:
             self.process = process.start(["-m", "parity", *arguments], environment, self.output, cwd)
@@ -171,7 +171,7 @@ class StartCheck:
 
 def load_machine_code() -> None:
     """Loads what numba compiles, before there are several processes that would all do so."""
-    with contextlib.suppress(Exception):  # it is loaded again where it is needed, and judged there
+    with without_garbage_collection(), contextlib.suppress(Exception):  # loaded again where needed, and judged there
         pixels.load()
         loops.load()
 

@@ -16,7 +16,7 @@ from fixmatch.models import layers
 from fixmatch.normalize import Normalize
 from parity.case import IDLE, Case, loss_probes, policy_probe, scaled_updates
 from parity.compare import FRESH_WEIGHTS, Reading, Trace
-from parity.weights import named_as_torch, paddle_to_torch, torch_to_paddle
+from parity.weights import named_as_torch, paddle_to_torch, shared, torch_to_paddle
 
 
 @contextlib.contextmanager
@@ -49,11 +49,6 @@ def _array(tensor) -> np.ndarray:
     return tensor.detach().numpy()  # a copy
 
 
-def _memory(tensor) -> np.ndarray:
-    """Its own memory if it is on the CPU: what it holds later is seen in it, too."""
-    return np.from_dlpack(tensor.detach().cpu())
-
-
 def _named(items, read: Callable = _array) -> Reading:
     """Under Torch's names and shapes, without num_batches_tracked."""
     tensors = dict(items)
@@ -64,7 +59,7 @@ def _named(items, read: Callable = _array) -> Reading:
 def _load(model, case: Case, scale: float = 1.0, salt: str = "") -> None:
     """Gives a network the case's weights, one tensor after the other."""
     for name, tensor in model.state_dict().items():
-        values = _memory(tensor)
+        values = shared(tensor)
         (theirs, shape), *_ = ((n, a.shape) for n, a in paddle_to_torch({name: values}).items())
         array, = torch_to_paddle(case.weights({theirs: shape}, scale, salt)).values()
         tensor.set_value(array.astype(values.dtype, copy=False))
@@ -233,7 +228,7 @@ def train(case: Case, dtype: str, sections: dict[int, tuple[str, ...]]) -> Trace
 
 def _steps(state: algorithm.TrainState, case: Case, sections: dict[int, tuple[str, ...]],
            collect: type = dict) -> Trace:
-    step_of_optimizer, read = state.optimizer.step, _array if collect is dict else _memory  # a digest is made at once
+    step_of_optimizer, read = state.optimizer.step, _array if collect is dict else shared  # a digest is made at once
 
     def step_and_note(*args):
         if "gradients" in wanted:  # as the optimizer is given them

@@ -65,6 +65,11 @@ def as_torch(arrays: Mapping[str, np.ndarray], prefix: str) -> Reading:
     return Reading(ours, lambda name: paddle_to_torch({ours[name]: arrays[f"{prefix}/{ours[name]}"]})[name])
 
 
+def shared(tensor) -> np.ndarray:
+    """The elements of a Paddle tensor; on the CPU they are not copied, so what it holds later is seen in them, too."""
+    return np.from_dlpack(tensor.detach().cpu())
+
+
 def _split(name: str) -> tuple[str, str]:
     prefix, dot, last = name.rpartition(".")
     return prefix + dot, last

@@ -40,7 +40,8 @@ def test_it_is_ended_with_all_that_it_started(tmp_path):
 
 
 def test_what_has_a_thread_cannot_be_copied():
-    program = ("import threading; from fixmatch import process; print(process.can_fork())\n"
+    program = ("import threading; from fixmatch import process, selfcheck; selfcheck.load_machine_code()\n"
+               "print(process.can_fork())  # what is loaded before a copy is made has started none\n"
                "threading.Thread(target=threading.Event().wait, daemon=True).start(); print(process.can_fork())")
     done = subprocess.run([sys.executable, "-c", program], env=tool_environment(), cwd=ROOT, capture_output=True,
                           text=True, check=True)

@@ -18,6 +18,7 @@ from fixmatch.models import layers
 from fixmatch.step import autocast
 from parity.operators.calls import Call
 from parity.operators.judge import Pair
+from parity.weights import shared
 
 # LeakyReLU's derivative jumps at 0. Where the truth is closer to it than this (a thousand times the rounding), the
 # upstream gradient is 0, so that a rounded sign changes no result.
@@ -94,7 +95,7 @@ class Probe:
         """
         for name, tensor in ours.items():
             of_images = name in ("output", "input gradient") or name.startswith("gradient of")
-            array = None if tensor is None else _images_of(tensor) if of_images else _as_array(tensor)
+            array = None if tensor is None else _images_of(tensor) if of_images else shared(tensor)
             terms = self.batch * self.size[0] * self.size[1] if name in ("weight gradient", "bias gradient") else 1
             exact = expected[name]
             if array is not None and name in (units or {}):
@@ -107,12 +108,7 @@ def _as_tensor(array: np.ndarray):
     return from_dlpack(array) if paddle.device.get_device() == "cpu" else paddle.to_tensor(array)
 
 
-def _as_array(tensor) -> np.ndarray:
-    """On the host; of a CPU's tensor it is its memory."""
-    return np.from_dlpack(tensor.detach().cpu())
-
-
 def _images_of(tensor) -> np.ndarray:
     """[N, H, W, C] whatever the layout in memory, or [N, C], in float32."""
-    array = _as_array(tensor.astype("float32"))
+    array = shared(tensor.astype("float32"))
     return array if tensor.ndim != 4 or layers.on_kernels(tensor) else array.transpose(0, 2, 3, 1)
