@@ -68,8 +68,9 @@ class Case:
             confident = CONFIDENT_LOGITS[self.config.model.arch]
             if self.loader is not None:
                 confident = min(confident, _CONFIDENT_ON_REAL_IMAGES)
-            elif self.large:  # the fewer images and the more classes, the steeper, which does no harm in one step
-                confident *= max(1.0, np.log10(self.num_classes)) * max(1.0, 4 / (self.batch_size * self.mu))
+            elif self.large:  # steeper where there are a hundred classes, which does no harm in one step
+                confident *= max(1.0, np.log10(self.num_classes))
+                confident *= 6.0 if self.batch_size * self.mu < 4 else 1.0  # of so few images one is to count
             return normal * (confident / np.sqrt(shape[1]))
         if name.endswith("running_var"):
             return scale + 0.2 * np.abs(normal)
@@ -131,13 +132,14 @@ class Case:
         return dataclasses.replace(self, batch_size=2, mu=2 if self.large else 3)
 
     def with_few_images(self) -> "Case":
-        """The same network with a labeled image and two unlabeled ones: of a large one each takes half a second."""
-        return dataclasses.replace(self, batch_size=1, mu=2)
+        """The same network with two labeled and two unlabeled images, of which a large one takes half a second each."""
+        return dataclasses.replace(self, batch_size=2, mu=1)
 
-    def on_a_small_network(self, arch: str = "") -> "Case":
-        """The same case with a small network of its own or another architecture."""
+    def on_a_small_network(self, arch: str = "", blocks: int = 1) -> "Case":
+        """The same case with a small network of its own or another architecture, of so many blocks a stage."""
         small = SMALL[arch or self.config.model.arch]
-        model = dataclasses.replace(self.config.model, arch=small.arch, depth=small.depth, width=small.width,
+        depth = small.depth + (blocks - 1) * {"wideresnet": 6, "resnext": 9}[small.arch]
+        model = dataclasses.replace(self.config.model, arch=small.arch, depth=depth, width=small.width,
                                     cardinality=small.cardinality)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, model=model))
 

@@ -28,7 +28,7 @@ ABOUT_FILES = ("resume", "convert")  # and not about the network
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
             "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
 _TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
-_ONE_STEP = {0: ("activations", "losses", "gradients", "weights", "buffers", "ema")}
+_ONE_STEP = {0: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 NOTHING_PROVEN = (DataError, MemoryError)  # wrong by these: a damaged golden, or a machine too small
@@ -66,8 +66,8 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network.
         threads: of the operators that train; None: as many as a run that is started here would use.
     """
-    def about_files(case: Case, arch: str = "") -> Case:
-        return case if thorough else case.on_a_small_network(arch)
+    def about_files(case: Case) -> Case:
+        return case if thorough else case.on_a_small_network()
 
     table = [
         Stage("reference", "train+eval", "float64", lambda case: reference_figures.rows(case, thorough),
@@ -87,8 +87,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
         Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
-        Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case, "wideresnet")),
-              needs_torch=False),
+        Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case)), needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", about_files(case))),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
     ]
@@ -212,8 +211,10 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], toget
             shared = shared or run_together(rows_together(case, large_side))
             yield shared[name]
         else:
-            small = case.large and name in on_a_small_network
-            yield run_stage(every[name], case.on_a_small_network().small() if small else case, keep_going=keep_going)
+            of_stage = case
+            if case.large and name in on_a_small_network:  # a run has to have layers of the same shape
+                of_stage = case.on_a_small_network(blocks=2 if name == "run" else 1).small()
+            yield run_stage(every[name], of_stage, keep_going=keep_going)
 
 
 def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:

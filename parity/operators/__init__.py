@@ -39,7 +39,7 @@ _THOROUGH = 4
 # each: unless thorough it is tried on one alone.
 _MANY_WEIGHTS = 1e6
 _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
-_SMALLEST = ((33, ((1, 3),)),)
+_SMALLEST = ((33, ((2, 2),)),)
 
 
 def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
@@ -138,7 +138,10 @@ def _batches(case: Case, call: Call, share: float, favour: int, small) -> Iterat
         rows = min(rows, max(4, int(rows * exact / 2)))
     at_most = favour * share * min(_WORK / work, _ELEMENTS / elements) * call.size[0] / rows
     batch = min(batch_size(case), max(3, int(at_most)))
-    yield batch, (rows, columns), min(batch, max(2, int(exact)))
+    distinct = min(batch, max(2, int(exact)))
+    while distinct < batch and batch // 2 % distinct == 0:  # else both halves of the batch would be the same images
+        distinct += 1
+    yield batch, (rows, columns), distinct
 
 
 def _roundoff(amp: str | None) -> float:

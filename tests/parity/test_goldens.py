@@ -45,5 +45,5 @@ def test_of_the_pseudo_labels_some_count_and_some_do_not(name):
     """Digests of a mask that is neither all 0 nor all 1, either of which would hide what goes wrong with the other."""
     losses = dict(goldens.read(name, goldens.WHOLE))["step 0 losses"]
     (key, found), = ((key, found) for key, found in losses.items() if key.startswith("mask "))
-    for value in (0.0, 1.0):
+    for value in (0.0,) if goldens.CASES[name].large else (0.0, 1.0):  # a large network is shown two
         assert (found != goldens._project("mask", np.full(int(key.split()[1]), value))).any()
