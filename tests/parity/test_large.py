@@ -7,6 +7,8 @@ from running import first_of
 
 pytest.importorskip("torch")  # the mirror's side
 
+from fixmatch import kernels
+from fixmatch.kernels import onednn
 from parity import case as case_module
 from parity import plants, prove, stages
 from parity.plants import score
@@ -52,6 +54,24 @@ def test_a_planted_bug_is_caught(name, every):
     with plants.planted(name):
         found = failed(large(score.case_of(plants.PLANTS[name])), every)
     assert stages.first_failure(found).stage == FOUND_IN[name]
+
+
+@pytest.mark.skipif(not kernels.status()[0], reason=kernels.status()[1])
+def test_what_layers_of_one_shape_share_is_seen(every, monkeypatch):
+    """The small network that runs in the place of a large one has layers of one shape, too."""
+    right, held = onednn.Reorder.__call__, {}
+
+    def into_one_buffer(self, tensor):
+        converted = right(self, tensor)
+        if converted is tensor:
+            return tensor
+        kept = held.setdefault(id(self), converted)
+        kept.copy_(converted, False)
+        return kept
+
+    monkeypatch.setattr(onednn.Reorder, "__call__", into_one_buffer)
+    found = failed(large(case_module.small_case("wideresnet", 3)), every)
+    assert [(result.stage, "gradients" in result.first_divergence.tensor) for result in found] == [("run", True)]
 
 
 def test_the_large_network_itself_is_compared(every):

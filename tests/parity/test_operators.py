@@ -9,8 +9,17 @@ import pytest
 from running import first_of
 
 from fixmatch import kernels
-from fixmatch.config import Config, DataConfig, ModelConfig, RuntimeConfig, SSLConfig, TrainConfig, from_dict
-from fixmatch.kernels import openmp
+from fixmatch.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SSLConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+)
+from fixmatch.kernels import openmp, ops
 from fixmatch.models import layers, wideresnet
 from parity import operators, plants
 from parity.case import Case
@@ -149,6 +158,31 @@ def test_a_call_of_many_weights_is_tried_with_a_batch_that_is_odd_and_over_32(mo
     for thorough, batches in ((False, {33, 240}), (True, {5, 33, 240})):
         names = (row.tensor.partition("/")[0].partition(", ") for row in operators.rows(case(), thorough))
         assert {int(size.split("x")[0]) for label, _, size in names if label == "conv2d 3x3 128->128"} == batches
+
+
+@pytest.mark.parametrize("recipe", ["digits", "cifar10_40", "cifar10_40_resnext", "cifar100_400"])
+def test_no_half_of_a_batch_repeats_the_other(recipe):
+    """Where it did, images of one half in the place of the other's would be no difference."""
+    config = load_config(recipe)
+    run = Case(config, 100 if config.data.name == "cifar100" else 10)
+    found = calls.distinct_calls(run)
+    batches = [one for call in found for one in operators._batches(run, call, 1 / len(found), 1, operators._SMALL)]
+    assert [(batch, distinct) for batch, _, distinct in batches if batch // 2 % distinct == 0] == []
+
+
+@needs_kernels
+def test_an_output_that_is_written_over_is_seen(monkeypatch):
+    right, held = ops._ConvolutionForward.__call__, {}
+
+    def into_what_it_gave_before(self, x, weight):
+        output = right(self, x, weight)
+        kept = held.setdefault(id(self), output)
+        kept.copy_(output, False)
+        return kept.detach()
+
+    monkeypatch.setattr(ops._ConvolutionForward, "__call__", into_what_it_gave_before)
+    failed = [row.tensor for row in operators.rows(case()) if not row.passed]
+    assert "conv2d 3x3 16->32, 5x9x6/output in eval mode" in failed
 
 
 def test_the_size_of_the_run():
