@@ -5,9 +5,10 @@ Files: calls.py finds the calls; probe.py and kinds.py run one on both sides, tr
 holds the gates; `rows` here chooses the batches.
 
 Each call is tried with 5 and with 33 images, all different, on small maps that are not square, and with the run's own
-map and batch. There the batch repeats a few images, and is cut where the call would take too long, and so is the map
-where two images would. Of each algorithm one call keeps its map, and its batch longest: the cheapest, and of batch
-norms the one of the most pixels, whose sums are the longest.
+map and batch. A call of many weights is, unless thorough, tried with 33 images of 2 x 2 pixels in the place of the
+small ones. The run's batch repeats a few images, and is cut where the call would take too long, and so is the map where
+two images would. Of each algorithm one call keeps its map, and its batch longest: the cheapest, and of batch norms the
+one of the most pixels, whose sums are the longest.
 """
 
 import contextlib
