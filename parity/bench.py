@@ -414,6 +414,7 @@ def _timed(function, spent: dict):
 def _torch_step(name: str, config, batch_size: int):
     import torch
 
+    from parity import mirror
     from parity.mirror import step as algorithm
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -424,6 +425,7 @@ def _torch_step(name: str, config, batch_size: int):
         normalize = state.normalize
         state.normalize = lambda images: normalize(images).contiguous(memory_format=torch.channels_last)
     elif name == "torch compile":
+        mirror.load_compiler()
         state.model.compile()
     return lambda: algorithm.train_step(state, next(batches), config.ssl).loss.item(), dict
 

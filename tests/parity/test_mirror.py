@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,3 +58,23 @@ def test_a_convolution_as_one_product_is_torchs(kernel, stride, groups, size, mo
     for one, other in zip(*found, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13 * float(one.detach().abs().max() + 1))
+
+
+def test_torchs_compiler_is_loaded_for_those_who_ask_for_it_alone():
+    pytest.importorskip("torch")
+    program = """
+import sys
+
+from parity import mirror
+import torch
+
+network = torch.nn.Conv2d(3, 4, 3)
+torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9).step()
+loaded = ["torch._dynamo.eval_frame" in sys.modules]
+mirror.load_compiler()
+images = torch.arange(192.0).reshape(1, 3, 8, 8)
+same = torch.equal(torch.compile(network, backend="aot_eager")(images), network(images))
+print(*loaded, "torch._dynamo.eval_frame" in sys.modules, same)
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True", "True"], found.stderr
