@@ -7,9 +7,11 @@ that the wide ones are recognized is for the tests.
 """
 
 import dataclasses
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,7 +39,8 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def rows(case: Case) -> Iterator[Row]:
     """Rows of all three conversions, in the order in which a fault would show."""
     case = narrowed(case)
-    with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
+    with (tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch,
+          mock.patch.object(os, "fsync")):  # nothing here is to outlast a power cut
         folder = pathlib.Path(scratch)
         yield from _there_and_back(case, folder)
         yield from _from_the_mirror(case, folder)

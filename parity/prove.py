@@ -60,14 +60,15 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
         results += [StageResult(name, every[name].dtype, every[name].mode) for name in lost]
     results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
     seconds = time.time() - started
-    return _report(case, results, seconds) if torch else _report_on_goldens(
+    return _report(case, results, seconds, goldens.recorded(case.small())) if torch else _report_on_goldens(
         case, results, stages.of_self_check("all", case), seconds)
 
 
 def _load_torch() -> None:
-    """At once, so that no search for garbage has to look through it."""
+    """At once, so that no search for garbage has to look through it; without its compiler."""
     with without_garbage_collection():
-        importlib.import_module("parity.reference")
+        for module in ("parity.mirror", "parity.reference"):  # the first says what of Torch is not loaded
+            importlib.import_module(module)
     gc.freeze()
 
 
@@ -81,8 +82,10 @@ def share_of_second(case: Case, every: dict[str, Stage], torch: bool) -> Iterato
 
 def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
            large_side: Callable[[Case], stages.Side] = stages.production_side) -> Iterator[StageResult]:
-    """Stages of one network first, since they need most memory where it is large."""
-    chosen = sorted(stages.of_self_check(part, case), key=lambda name: name not in stages.TOGETHER)
+    """Of a large network the stages of one network wait for the second process. So they come first where the mirror has
+    its side of them to compute meanwhile, and last where that is recorded."""
+    recorded = goldens.recorded(case.small()) is not None
+    chosen = sorted(stages.of_self_check(part, case), key=lambda name: (name in stages.TOGETHER) == recorded)
     if not torch:
         return _on_goldens(case, chosen, every)
     small = ("run",) if stages.too_large_to_rehearse(case, device_name()) else ()
@@ -97,12 +100,14 @@ def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Repo
     results = list(run_chosen(chosen, case, every, together=True, on_a_small_network=("resume", "ranks")))
     if all(result.passed for result in results):
         results.append(rounding_lane(case.on_a_small_network(), list(CLASSIC_SEEDS)))
-    return _report(case, results, time.perf_counter() - started)
+    return _report(case, results, time.perf_counter() - started, goldens.recorded(case))
 
 
-def _report(case: Case, results: list[StageResult], seconds: float) -> Report:
+def _report(case: Case, results: list[StageResult], seconds: float, recorded: str | None = None) -> Report:
+    """`recorded` is the golden that stood for Torch in one step of a large network."""
     torch = importlib.metadata.version("torch")  # which not every process of a self-check loads
-    return Report(results, seconds, f"torch {torch}", _describe(case))
+    of_large = f", and results recorded from it of one step of {recorded}" if case.large and recorded else ""
+    return Report(results, seconds, f"torch {torch}{of_large}", _describe(case))
 
 
 def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Report:

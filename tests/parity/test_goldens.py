@@ -4,9 +4,11 @@ import importlib.util
 
 import numpy as np
 import pytest
-from running import ROOT, first_of
+from running import ROOT
 
-from parity import cli, goldens, stages
+from fixmatch.config import load_config
+from parity import cli, goldens, plants, stages
+from parity.case import CLASSIC_SEEDS, Case
 from parity.compare import compare
 
 
@@ -30,7 +32,7 @@ def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
     assert "nearest recorded" in found["subject"]
 
 
-@pytest.mark.parametrize("name", first_of(goldens.CASES, 2))
+@pytest.mark.parametrize("name", goldens.CASES)
 def test_goldens_are_what_torch_gives_today(name):
     case = goldens.CASES[name]
     for recorded, fresh in (("loss", stages.stages()["loss"].reference(case)),
@@ -47,3 +49,47 @@ def test_of_the_pseudo_labels_some_count_and_some_do_not(name):
     (key, found), = ((key, found) for key, found in losses.items() if key.startswith("mask "))
     for value in (0.0,) if goldens.CASES[name].large else (0.0, 1.0):  # a large network is shown two
         assert (found != goldens._project("mask", np.full(int(key.split()[1]), value))).any()
+
+
+def case_of(recipe: str, *overrides: str) -> Case:
+    """As a self-check takes it."""
+    return Case(load_config(recipe, overrides), 100, CLASSIC_SEEDS[0]).small()
+
+
+@pytest.mark.parametrize(("recipe", "name"), [
+    ("cifar100_400", "wideresnet-28-8"), ("cifar100_10000", "wideresnet-28-8"),
+    ("cifar100_2500_resnext", "resnext-29-8x64")])
+def test_the_large_networks_of_packaged_recipes_are_recorded(recipe, name):
+    assert case_of(recipe).large
+    assert goldens.recorded(case_of(recipe)) == name
+
+
+@pytest.mark.parametrize("override", [
+    "model.width=6", "model.depth=22", "model.bn_momentum=0.99", "optim.lr=0.02", "optim.momentum=0.8",
+    "optim.nesterov=false", "optim.weight_decay=5e-4", "optim.warmup_steps=1", "ema.decay=0.99", "ssl.threshold=0.9",
+    "ssl.temperature=0.5", "ssl.lambda_u=2", "ssl.policy=freematch", "ssl.mode=none"])
+def test_under_other_settings_nothing_is_recorded(override):
+    assert goldens.recorded(case_of("cifar100_400", override)) is None
+
+
+def test_what_does_not_decide_leaves_it_recorded():
+    others = ["run.seed=7", "data.num_labeled=800", "train.batch_size=16", "train.total_steps=5000",
+              "train.amp=bfloat16", "augment.strong=ctaugment"]
+    assert goldens.recorded(case_of("cifar100_400", *others)) == "wideresnet-28-8"
+
+
+@pytest.mark.parametrize("plant", ["nothing", "momentum-0.95"])
+def test_a_recorded_network_is_compared_with_its_golden(plant, monkeypatch):
+    pytest.importorskip("torch")  # for the small network before it
+    right = stages.whole_reference
+
+    def of_small_ones(case):
+        assert not case.large
+        return right(case)
+
+    monkeypatch.setattr(stages, "whole_reference", of_small_ones)
+    with plants.planted(None if plant == "nothing" else plant):
+        rows = [row for row in stages.rows_together(case_of("cifar100_400")) if "512x512x3x3" in row.tensor]
+    wrong = {row.tensor.split("/")[0] for row in rows if not row.passed}
+    assert {row.tensor.split("/")[0] for row in rows} >= {"step 0 gradients", "step 0 weights", "step 0 ema"}
+    assert wrong == (set() if plant == "nothing" else {"step 0 weights", "step 0 ema"})
