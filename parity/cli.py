@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
                         "of the published shape with -c, else a small one")
     parser.add_argument("--seeds", type=int, nargs="+",
                         help=f"of weights and images (default: {CLASSIC_SEEDS[0]})")
-    parser.add_argument("--steps", type=int, default=3, help="free-running steps of stage train (default: 3)")
+    parser.add_argument("--steps", type=int, help="free-running steps of stage train (default: 3; 2 of a large network "
+                        "in stage all)")
     parser.add_argument("--real-images", action="store_true", help="train on the configuration's own images")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the result as a self-contained page")
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--self-check", action="store_true",
                         help=f"the stages that run before training: {', '.join(stages.SELF_CHECK)}")
     parser.add_argument("--processes", type=int, choices=(1, 2),
-                        help="that share the stages of the self-check (default: 2, where this one can be copied)")
+                        help="that share the self-check, or all stages (default: 2, where this one can be copied)")
     parser.add_argument("--recording", type=pathlib.Path, help=argparse.SUPPRESS)  # of a run's first steps
     return parser
 
@@ -89,13 +90,14 @@ def _check_usage(args, parser: argparse.ArgumentParser) -> None:
     """Raises UsageError for a value out of range, and for an argument that would be ignored beside another."""
     given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     _check_combination(given, vars(args).keys())
-    if args.steps < 1:
+    if args.steps is not None and args.steps < 1:
         raise UsageError(f"--steps: at least 1, got {args.steps}")
     for seed in args.seeds or []:
         if not 0 <= seed < 2**63:
             raise UsageError(f"--seeds: 0 to 2**63 - 1, got {seed}")
-    if args.processes == 2 and not (args.self_check and _alone(args)):
-        raise UsageError("--processes 2: of a --self-check without --seeds and --real-images")
+    if args.processes == 2 and not _can_be_shared(args):
+        raise UsageError("--processes 2: of a --self-check or, with Torch, of all stages, without --seeds and "
+                         "--real-images")
     if args.plant and args.plant not in plants.PLANTS:
         raise UsageError(f"--plant {args.plant}: no such bug; --list-plants shows all {len(plants.PLANTS)}")
     for name in _NEEDS_TORCH if not _installed("torch") else ():
@@ -155,8 +157,12 @@ def _prove(args) -> int:
 
 
 def _processes(args) -> int:
-    shared = args.self_check and _alone(args) and process.can_fork() and physical_cores() > 1
+    shared = _can_be_shared(args) and process.can_fork() and physical_cores() > 1
     return args.processes or (2 if shared else 1)
+
+
+def _can_be_shared(args) -> bool:
+    return _alone(args) if args.self_check else _all_alone(args) and _installed("torch")
 
 
 @contextlib.contextmanager
@@ -175,15 +181,14 @@ def _report(args, case: Case, second: Iterator | None) -> Report:
     torch, alone = _installed("torch"), _alone(args)
     if args.self_check and alone:
         return prove.self_check(case, stages.stages(thorough=False), torch, second)
-    of_large = args.stage == "all" and case.large and alone and not args.self_check
-    every = stages.stages(args.steps, thorough=not (args.self_check or of_large))
+    every = _every(args, case)
+    if torch and _all_alone(args):
+        return prove.all_stages(case, every, second)
     chosen = list(every) if args.stage == "all" else [args.stage]
     if args.self_check:
         chosen = stages.of_self_check("all", case)
     if not torch:
         return prove.with_goldens(case, chosen, every)
-    if of_large:
-        return prove.of_large(case, chosen, every)
     return prove.with_torch(case, chosen, args.seeds or [case.seed], every, lane=not args.self_check)
 
 
@@ -192,10 +197,24 @@ def _alone(args) -> bool:
     return not (args.seeds or args.real_images)
 
 
+def _all_alone(args) -> bool:
+    return args.stage == "all" and _alone(args) and not args.self_check
+
+
+def _every(args, case: Case) -> dict[str, stages.Stage]:
+    """A large network amplifies rounding more than others, and takes longer."""
+    of_large = _all_alone(args) and case.large
+    return stages.stages(args.steps or (2 if of_large else 3), thorough=not (args.self_check or of_large))
+
+
 def _share_of_second(args, case: Case, torch: bool) -> Iterator:
-    """What the second process of a self-check does. The first has the run's threads, as it trains; this one has one."""
-    with _prepared(args, case), subject.threads(1):
-        yield from prove.share_of_second(case, stages.stages(thorough=False), torch)
+    """What the second process does. In a self-check the first has the run's threads, as it trains; this one has one."""
+    with _prepared(args, case):
+        if args.self_check:
+            with subject.threads(1):
+                yield from prove.share_of_second(case, stages.stages(thorough=False), torch)
+        else:
+            yield from prove.second_of_all(case, _every(args, case))
 
 
 def _keep(args, report: Report) -> int:
@@ -216,7 +235,7 @@ def _case(args) -> Case:
     elif arch != config.model.arch:
         config = dataclasses.replace(config, model=PUBLISHED[arch])
     case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0],
-                total_steps=max(args.steps, Case.total_steps))
+                total_steps=max(args.steps or 0, Case.total_steps))
     return _with_real_images(case) if args.real_images else case
 
 

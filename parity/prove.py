@@ -17,6 +17,7 @@ from parity.lane import rounding_lane
 from parity.report import Report
 from parity.stages import Stage, StageResult, isolate, run_chosen, run_stage
 
+_SECOND_OF_ALL = ("operators", "run", "convert", "ranks")  # take about as long as all other stages
 _RECORDED = (*stages.TOGETHER, "loss", "augment")  # the reference of `augment` is Pillow, which is always there
 
 
@@ -33,11 +34,7 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
     """
     started, results = time.perf_counter(), []
     for seed in seeds:
-        for name in chosen:
-            result = run_stage(every[name], case.with_seed(seed))
-            if name == "forward" and not result.passed:
-                isolate(result, case.with_seed(seed))
-            results.append(result)
+        results += _one_by_one(case.with_seed(seed), chosen, every)
     if lane and "backward" in chosen and all(result.passed for result in results):
         results.append(rounding_lane(case, seeds if len(seeds) >= 5 else list(CLASSIC_SEEDS)))
     return _report(case, results, time.perf_counter() - started)
@@ -93,14 +90,40 @@ def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
                       large_side=large_side)
 
 
-def of_large(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Report:
-    """Runs stages of a large network in a minute or so: as the self-check does, and the others as far as they are about
-    the network on it, else on a small one."""
-    started, case = time.perf_counter(), case.small()
-    results = list(run_chosen(chosen, case, every, together=True, on_a_small_network=("resume", "ranks")))
+def all_stages(case: Case, every: dict[str, Stage], second: Iterator | None = None) -> Report:
+    """Runs all stages and the rounding lane.
+
+    Args:
+        second: what `second_of_all` yields in a second process; None: this one does everything.
+    """
+    started = time.perf_counter()
+    mine = [name for name in every if second is None or name not in _SECOND_OF_ALL]
+    results = [*_of_all(case, mine, every), *(second or ())]
+    results.sort(key=lambda result: list(every).index(result.stage))
     if all(result.passed for result in results):
-        results.append(rounding_lane(case.on_a_small_network(), list(CLASSIC_SEEDS)))
-    return _report(case, results, time.perf_counter() - started, goldens.recorded(case))
+        results.append(rounding_lane(case.on_a_small_network() if case.large else case, list(CLASSIC_SEEDS)))
+    return _report(case, results, time.perf_counter() - started, goldens.recorded(case.small()))
+
+
+def second_of_all(case: Case, every: dict[str, Stage]) -> Iterator[StageResult]:
+    """The share of the second of two processes in `all_stages`."""
+    return _of_all(case, [name for name in every if name in _SECOND_OF_ALL], every)
+
+
+def _of_all(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Iterator[StageResult]:
+    """Of a large network, which would take minutes, as the self-check does; what is not about the network takes a small
+    one."""
+    if case.large:
+        return run_chosen(chosen, case.small(), every, together=True, on_a_small_network=("resume", "ranks"))
+    return _one_by_one(case, chosen, every)
+
+
+def _one_by_one(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Iterator[StageResult]:
+    for name in chosen:
+        result = run_stage(every[name], case)
+        if name == "forward" and not result.passed:
+            isolate(result, case)
+        yield result
 
 
 def _report(case: Case, results: list[StageResult], seconds: float, recorded: str | None = None) -> Report:

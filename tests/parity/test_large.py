@@ -97,7 +97,8 @@ def test_all_of_it_is_compared_where_there_is_time(name, every):
 def test_all_stages_of_a_large_network(every):
     """What is about the network is tried on it, and the others on a small one."""
     case = large(case_module.small_case("wideresnet", 3))
-    report = prove.of_large(case, ["backward", "resume"], stages.stages(thorough=False))
+    table = stages.stages(thorough=False)
+    report = prove.all_stages(case, {name: table[name] for name in ("backward", "resume")})
     assert [(result.stage, result.passed) for result in report.results] == [
         ("backward", True), ("resume", True), ("backward", True)]  # the rounding lane comes last
     backward, _, lane = report.results

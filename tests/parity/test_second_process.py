@@ -57,6 +57,33 @@ def test_a_fault_is_named_by_whichever_process_sees_it(plant, stage, large, tmp_
     assert named["stage"] == stage
 
 
+SOME = """
+import sys
+from parity import cli, stages
+whole = stages.stages
+some = ("config", "operators", "backward", "convert")
+stages.stages = lambda *args, **more: {name: stage for name, stage in whole(*args, **more).items() if name in some}
+sys.exit(cli.main(["--processes", "2", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(("plant", "named"), [("conv-weight-gradient-1x1-zero", "operators"),
+                                              pytest.param("mask-after-mean", "backward", marks=pytest.mark.long)])
+def test_two_processes_do_all_stages(plant, named, tmp_path):
+    """In the order of the table; a fault is named by the stage that sees it, in whichever process."""
+    pytest.importorskip("torch")
+    file = tmp_path / "parity.json"
+    done = subprocess.run([sys.executable, "-c", SOME, "--plant", plant, "--json", str(file)], cwd=ROOT,
+                          env=tool_environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(file.read_text())
+    assert [stage["stage"] for stage in found["stages"]] == ["config", "operators", "backward", "convert"]
+    failed = {stage["stage"] for stage in found["stages"] if stage["verdict"] == "fail"}
+    assert named in failed
+    tensor = next(stage["first_divergence"]["tensor"] for stage in found["stages"] if stage["stage"] == named)
+    assert tensor in found["verdict"]
+
+
 def test_it_goes_on_while_nobody_reads(tmp_path):
     done, patience = tmp_path / "done", time.monotonic() + 120
     with in_second_process(generators.counts, 5, 1 << 20, done) as second:
