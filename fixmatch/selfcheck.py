@@ -16,7 +16,6 @@ import platform
 import runpy
 import signal
 import sys
-import tempfile
 import time
 from subprocess import TimeoutExpired
 
@@ -27,6 +26,7 @@ from fixmatch.files import write_atomic
 from fixmatch.kernels import loops
 from fixmatch.recorder import Recorder
 from fixmatch.runtime import device_name, without_garbage_collection
+from fixmatch.scratch import scratch_folder
 from fixmatch.version import versions
 
 _ROOT = process.ROOT
@@ -50,8 +50,8 @@ class _Parity:
     """`python -m parity ARGUMENTS` in a scratch folder that holds config.yaml; it writes parity.json there."""
 
     def __init__(self, config: Config, threads: str):
-        self.scratch = tempfile.TemporaryDirectory(prefix="fixmatch-selfcheck-")
-        self.folder = pathlib.Path(self.scratch.name)
+        self.scratch = contextlib.ExitStack()
+        self.folder = self.scratch.enter_context(scratch_folder())
         self.threads, self.process, self.output, self.started = threads, None, None, time.perf_counter()
         (self.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
@@ -96,7 +96,7 @@ class _Parity:
         if self.process is not None:
             process.end(self.process)
             self.output.close()
-        self.scratch.cleanup()
+        self.scratch.close()
 
 
 class SelfCheck:

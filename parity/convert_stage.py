@@ -9,7 +9,6 @@ that the wide ones are recognized is for the tests.
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from unittest import mock
 
@@ -19,6 +18,7 @@ import torch
 from fixmatch import checkpoint, run
 from fixmatch.checkpoint import Checkpoint
 from fixmatch.config import Config, OptimConfig, from_dict
+from fixmatch.scratch import scratch_folder
 from parity import convert
 from parity.case import Case
 from parity.compare import Row, exact
@@ -39,9 +39,8 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def rows(case: Case) -> Iterator[Row]:
     """Rows of all three conversions, in the order in which a fault would show."""
     case = narrowed(case)
-    with (tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch,
+    with (scratch_folder() as folder,
           mock.patch.object(os, "fsync")):  # nothing here is to outlast a power cut
-        folder = pathlib.Path(scratch)
         yield from _there_and_back(case, folder)
         yield from _from_the_mirror(case, folder)
 

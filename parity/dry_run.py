@@ -9,7 +9,6 @@ checkpoints hold is compared with the recording. B labeled images, M = mu * B un
 import gc
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,6 +22,7 @@ from fixmatch.data.dataset import Source
 from fixmatch.data.split import Split
 from fixmatch.recorder import Recorder
 from fixmatch.runtime import arithmetic
+from fixmatch.scratch import scratch_folder
 from parity import recording
 from parity.case import Case
 from parity.compare import Reading, Row, exact, near, same_print
@@ -77,8 +77,7 @@ class _Judged(Recorder):
 def rows(case: Case) -> Iterator[Row]:
     """Rows of a dry run of `case`, in the order in which a fault would show."""
     steps = 2 if case.large else 3  # the first has no momentum yet
-    with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
-        folder = pathlib.Path(scratch)
+    with scratch_folder() as folder:
         config, source = short_config(case, folder / "run", steps), small_source(case)
         recorder = _Judged(folder / "recording", steps, case, config, source)
         with training_on(source):

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +26,7 @@ from fixmatch.config import Config, to_yaml
 from fixmatch.data.dataset import Source
 from fixmatch.data.loader import Batch
 from fixmatch.evaluation import evaluate
+from fixmatch.scratch import scratch_folder
 from parity import launch, ranks_worker
 from parity.case import PUBLISHED, Case
 from parity.compare import Row, compare_tensor, exact, near
@@ -39,8 +39,7 @@ GATE = 1e-10  # of what one process computes, over the largest element
 def rows(case: Case) -> Iterator[Row]:
     """Rows of the comparison, in the order in which a fault would show."""
     config, source = _short(narrowed(case)), small_source(case)
-    with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
-        folder = pathlib.Path(scratch)
+    with scratch_folder() as folder:
         _write_task(folder, config, source)
         try:
             launch.launch(ranks_worker.__name__, folder)

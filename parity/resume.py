@@ -9,7 +9,6 @@ import dataclasses
 import json
 import pathlib
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from unittest import mock
 
@@ -18,6 +17,7 @@ import numpy as np
 from fixmatch import checkpoint, run, trainer
 from fixmatch.config import Config
 from fixmatch.data.dataset import Source
+from fixmatch.scratch import scratch_folder
 from parity.case import Case
 from parity.compare import Row, exact
 from parity.small_run import short_config, small_source, training_on
@@ -45,8 +45,8 @@ class _Stop:
 def rows(case: Case) -> Iterator[Row]:
     """Rows of the comparison, in the order in which a fault would show."""
     source = small_source(case)
-    with tempfile.TemporaryDirectory(prefix="fixmatch-parity-") as scratch:
-        whole, stopped = (pathlib.Path(scratch) / name for name in ("whole", "stopped"))
+    with scratch_folder() as folder:
+        whole, stopped = (folder / name for name in ("whole", "stopped"))
         config = short_config(case, whole, STEPS)
         runtime = dataclasses.replace(config.runtime, deterministic=True)  # else a GPU may sum in another order
         config = dataclasses.replace(config, runtime=runtime)
