@@ -85,9 +85,8 @@ def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
     chosen = sorted(stages.of_self_check(part, case), key=lambda name: (name in stages.TOGETHER) == recorded)
     if not torch:
         return _on_goldens(case, chosen, every)
-    small = ("run",) if stages.too_large_to_rehearse(case, device_name()) else ()
-    return run_chosen(chosen, case.small(), every, together=True, on_a_small_network=small,
-                      large_side=large_side)
+    small = {"run": 2} if stages.too_large_to_rehearse(case, device_name()) else {}  # layers of one shape, too
+    return run_chosen(chosen, case.small(), every, small, large_side=large_side)
 
 
 def all_stages(case: Case, every: dict[str, Stage], second: Iterator | None = None) -> Report:
@@ -114,7 +113,7 @@ def _of_all(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> Itera
     """Of a large network, which would take minutes, as the self-check does; what is not about the network takes a small
     one."""
     if case.large:
-        return run_chosen(chosen, case.small(), every, together=True, on_a_small_network=("resume", "ranks"))
+        return run_chosen(chosen, case.small(), every, {"resume": 1, "ranks": 1})
     return _one_by_one(case, chosen, every)
 
 

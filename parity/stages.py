@@ -4,7 +4,7 @@ import gc
 import importlib
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -195,25 +195,23 @@ def production_side(case: Case) -> Side:
         return raised("stage/raised nothing", error)
 
 
-def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], together: bool = False,
-               on_a_small_network: Container[str] = (), keep_going: bool = True,
-               large_side: Callable[[Case], Side] = production_side) -> Iterator[StageResult]:
-    """The results of the chosen stages, in their order.
+def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], on_a_small_network: Mapping[str, int],
+               keep_going: bool = True, large_side: Callable[[Case], Side] = production_side) -> Iterator[StageResult]:
+    """The results of the chosen stages, in their order; those of TOGETHER are taken from one network.
 
     Args:
-        together: whether forward, backward, optimizer and ema are taken from one network, as the self-check does.
-        on_a_small_network: stages that take one in the place of a large network.
+        on_a_small_network: stages that take one in the place of a large network, and of how many blocks a stage.
         large_side: as of `rows_together`.
     """
     shared: dict[str, StageResult] = {}
     for name in chosen:
-        if together and name in TOGETHER:
+        if name in TOGETHER:
             shared = shared or run_together(rows_together(case, large_side))
             yield shared[name]
         else:
             of_stage = case
-            if case.large and name in on_a_small_network:  # a run has to have layers of the same shape
-                of_stage = case.on_a_small_network(blocks=2 if name == "run" else 1).small()
+            if case.large and name in on_a_small_network:
+                of_stage = case.on_a_small_network(blocks=on_a_small_network[name]).small()
             yield run_stage(every[name], of_stage, keep_going=keep_going)
 
 

@@ -116,8 +116,10 @@ def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
     """The stages that fail, in order, until it is known which names the fault and whether the self-check sees it."""
     every, failed = stages.stages(thorough=thorough, threads=_THREADS), []
     case = case if thorough else case.small()
+    results = ((stages.run_stage(stage, case, keep_going=False) for stage in every.values()) if thorough
+               else stages.run_chosen(every, case, every, {}, keep_going=False))
     with planted(name):
-        for result in stages.run_chosen(every, case, every, together=not thorough, keep_going=False):
+        for result in results:
             if not result.passed:
                 failed.append(result)
             names = {result.stage for result in failed}

@@ -36,8 +36,7 @@ def large(case: case_module.Case) -> case_module.Case:
 
 
 def failed(case, every) -> list[stages.StageResult]:
-    results = stages.run_chosen(every, case.small(), every, together=True, on_a_small_network=("run",),
-                                keep_going=False)
+    results = stages.run_chosen(every, case.small(), every, {"run": 2}, keep_going=False)
     return [result for result in results if not result.passed]
 
 
