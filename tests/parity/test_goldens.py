@@ -78,7 +78,7 @@ def test_what_does_not_decide_leaves_it_recorded():
     assert goldens.recorded(case_of("cifar100_400", *others)) == "wideresnet-28-8"
 
 
-@pytest.mark.parametrize("plant", ["nothing", "momentum-0.95"])
+@pytest.mark.parametrize("plant", [pytest.param("nothing", marks=pytest.mark.long), "momentum-0.95"])
 def test_a_recorded_network_is_compared_with_its_golden(plant, monkeypatch):
     pytest.importorskip("torch")  # for the small network before it
     right = stages.whole_reference
