@@ -1,5 +1,7 @@
 """Python in a process of its own, on any system: what it inherits, how it is ended, and what it died of."""
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import pathlib
@@ -13,6 +15,7 @@ import paddle
 import psutil
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # where `fixmatch` and `parity` are found
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _LAUNCHER = ("PADDLE_", "MASTER_", "FLAGS_selected_")  # variables that paddle.distributed.launch sets begin so
 
 
@@ -41,6 +44,12 @@ def can_fork() -> bool:
     No thread may be running, and Paddle must not have talked to a GPU, as it does while it is imported.
     """
     return sys.platform == "linux" and not paddle.is_compiled_with_cuda() and psutil.Process().num_threads() == 1
+
+
+def end_with_parent() -> None:
+    """From now on this process is ended with the one that has started it, however that dies; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Forked:
@@ -87,16 +96,17 @@ def _apart(do: Callable[[], None], variables: dict[str, str], output: IO, cwd: p
 def end(process: subprocess.Popen | Forked) -> None:
     """Kills the process, unless it has ended, with all that it started, and waits until it is gone."""
     if process.poll() is None:
-        try:
-            family = [*psutil.Process(process.pid).children(recursive=True), process]
-        except psutil.NoSuchProcess:  # it has just ended
-            family = []
-        for member in family:
-            try:
-                member.kill()
-            except psutil.NoSuchProcess:
-                continue
+        kill(process.pid)
     process.wait()
+
+
+def kill(pid: int) -> None:
+    """Kills a process with all that it started; one that has just ended is no error."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        for member in [*first.children(recursive=True), first]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def cause(code: int) -> str:

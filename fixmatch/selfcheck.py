@@ -14,7 +14,6 @@ import os
 import pathlib
 import platform
 import runpy
-import signal
 import sys
 import time
 from subprocess import TimeoutExpired
@@ -37,7 +36,6 @@ _SECTIONS = ("augment", "model", "train", "ssl", "optim", "ema", "runtime")
 _BIGGEST = 1 << 25  # bytes, and more
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(_BIGGEST), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # the same two, of glibc's malloc.h
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _PATIENCE = 20  # times parity.timeout: so long the check of the first steps may take beside the training
 
@@ -178,8 +176,8 @@ def load_machine_code() -> None:
 
 def _become_parity(arguments: list[str]) -> None:
     """What `python -m parity ARGUMENTS` does, in a copy of a process that has loaded Paddle."""
+    process.end_with_parent()
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # it ends with the process that it is a copy of
     if hasattr(libc, "mallopt"):  # which is glibc's; the variables are read when a process starts
         libc.mallopt(_M_MMAP_THRESHOLD, _BIGGEST)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -197,20 +197,27 @@ def _uneven(classes: int) -> np.ndarray:
     return shares / shares.sum()
 
 
-def loss_probes(num_classes: int, seed: int) -> dict[str, tuple]:
+def loss_probes(num_classes: int, seed: int, batch_of_run: int = 64, mu: int = 7) -> dict[str, tuple]:
     """Logits to try the loss on: {name: (logits_x [B, K], targets_x [B], logits_u_w [M, K], logits_u_s [M, K])}.
 
-    Float64, labels int64. "random" has confident and unsure rows; "tie" has a confidence of exactly 0.5, the threshold
-    that it is to be tried with; "extreme" has logits that a saturating cross-entropy gets wrong.
+    Float64, labels int64. "random" has confident and unsure rows, and "run" as many of them as a batch of the run has;
+    "tie" has a confidence of exactly 0.5, the threshold that it is to be tried with; "extreme" has logits that a
+    saturating cross-entropy gets wrong.
     """
     rng = np.random.default_rng([seed, 1])
     batch, unlabeled, k = 4, 12, num_classes
-    targets = rng.integers(0, k, batch)
-    spread = np.linspace(0.2, 12.0, unlabeled)[:, None]
-    random = (rng.standard_normal((batch, k)) * 3, targets, rng.standard_normal((unlabeled, k)) * spread,
-              rng.standard_normal((unlabeled, k)) * 3)
+
+    def drawn(batch: int, unlabeled: int) -> tuple:
+        targets = rng.integers(0, k, batch)
+        spread = np.linspace(0.2, 12.0, unlabeled)[:, None]
+        return (rng.standard_normal((batch, k)) * 3, targets, rng.standard_normal((unlabeled, k)) * spread,
+                rng.standard_normal((unlabeled, k)) * 3)
+
+    random = drawn(batch, unlabeled)
+    targets = random[1]
     tied = np.full((unlabeled, k), -1000.0)
     tied[:, :2] = 0.0  # softmax gives 0.5, 0.5, 0, ...; the first is taken
     extreme = (rng.standard_normal((batch, k)) * 200, targets, rng.standard_normal((unlabeled, k)) * 200,
                rng.standard_normal((unlabeled, k)) * 200)
-    return {"random": random, "tie": (random[0], targets, tied, random[3]), "extreme": extreme}
+    return {"random": random, "tie": (random[0], targets, tied, random[3]), "extreme": extreme,
+            "run": drawn(batch_of_run, batch_of_run * mu)}

@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
                         "of the published shape with -c, else a small one")
     parser.add_argument("--seeds", type=int, nargs="+",
                         help=f"of weights and images (default: {CLASSIC_SEEDS[0]})")
-    parser.add_argument("--steps", type=int, help="free-running steps of stage train (default: 3; 2 of a large network "
-                        "in stage all)")
+    parser.add_argument("--steps", type=int, default=3, help="free-running steps of stage train (default: 3; where all "
+                        "stages are run, at most 2 of a large network)")
     parser.add_argument("--real-images", action="store_true", help="train on the configuration's own images")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the result as a self-contained page")
@@ -90,7 +90,7 @@ def _check_usage(args, parser: argparse.ArgumentParser) -> None:
     """Raises UsageError for a value out of range, and for an argument that would be ignored beside another."""
     given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
     _check_combination(given, vars(args).keys())
-    if args.steps is not None and args.steps < 1:
+    if args.steps < 1:
         raise UsageError(f"--steps: at least 1, got {args.steps}")
     for seed in args.seeds or []:
         if not 0 <= seed < 2**63:
@@ -202,9 +202,7 @@ def _all_alone(args) -> bool:
 
 
 def _every(args, case: Case) -> dict[str, stages.Stage]:
-    """A large network amplifies rounding more than others, and takes longer."""
-    of_large = _all_alone(args) and case.large
-    return stages.stages(args.steps or (2 if of_large else 3), thorough=not (args.self_check or of_large))
+    return stages.stages(args.steps, thorough=not (args.self_check or (case.large and _all_alone(args))))
 
 
 def _share_of_second(args, case: Case, torch: bool) -> Iterator:
@@ -235,7 +233,7 @@ def _case(args) -> Case:
     elif arch != config.model.arch:
         config = dataclasses.replace(config, model=PUBLISHED[arch])
     case = Case(config, NUM_CLASSES.get(config.data.name, 10), seed=(args.seeds or CLASSIC_SEEDS)[0],
-                total_steps=max(args.steps or 0, Case.total_steps))
+                total_steps=max(args.steps, Case.total_steps))
     return _with_real_images(case) if args.real_images else case
 
 

@@ -115,7 +115,7 @@ def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:
                 keys.append("\t".join((stage, section, tensor)))
                 values.append(array)
     blob = io.BytesIO()
-    np.savez_compressed(blob, keys=np.array("\n".join(keys)), values=np.array(values))
+    np.savez_compressed(blob, name=np.array(name), keys=np.array("\n".join(keys)), values=np.array(values))
     _FOLDER.mkdir(exist_ok=True)
     path = _FOLDER / f"{name}.npz"
     write_atomic(path, blob.getvalue())
@@ -125,14 +125,17 @@ def write(name: str, traces: dict[str, Trace]) -> pathlib.Path:
 def read(name: str, stage: str) -> Trace:
     """The recorded reference trace of a stage, digested. Raises GoldenError."""
     path = _FOLDER / f"{name}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys, values = str(file["keys"]).split("\n"), file["values"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise GoldenError(f"{path}: recorded results cannot be read: {error}") from None
     sections: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in zip(keys, values, strict=True):
-        of_stage, section, tensor = key.split("\t")
-        if of_stage == stage:
-            sections.setdefault(section, {})[tensor] = value
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            found, keys, values = str(file["name"]), str(file["keys"]).split("\n"), file["values"]
+        for key, value in zip(keys, values, strict=True):
+            of_stage, section, tensor = key.split("\t")
+            if of_stage == stage:
+                sections.setdefault(section, {})[tensor] = value
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        why = getattr(error, "strerror", None) or error
+        raise GoldenError(f"{path}: recorded results cannot be read: {why}; install again") from None
+    if found != name or not sections:
+        raise GoldenError(f"{path}: not the recorded results of {name}; install again")
     return list(sections.items())

@@ -51,13 +51,15 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
     part, large_side = ("first", lambda case: next(second)) if second else ("all", stages.production_side)
     if torch:
         _load_torch()
-    results = [*_share(part, case, every, torch, large_side), *(second or ())]
+    results = [*_share(part, case, every, torch, large_side)]
+    # production's side is left where a network before the large one raised
+    results += [found for found in second or () if isinstance(found, StageResult)]
     if torch:  # a stage that neither process delivered has compared nothing, and so has not passed
         lost = set(stages.of_self_check("all", case)).difference(result.stage for result in results)
         results += [StageResult(name, every[name].dtype, every[name].mode) for name in lost]
     results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
     seconds = time.time() - started
-    return _report(case, results, seconds, goldens.recorded(case.small())) if torch else _report_on_goldens(
+    return _report(case, results, seconds) if torch else _report_on_goldens(
         case, results, stages.of_self_check("all", case), seconds)
 
 
@@ -101,7 +103,7 @@ def all_stages(case: Case, every: dict[str, Stage], second: Iterator | None = No
     results.sort(key=lambda result: list(every).index(result.stage))
     if all(result.passed for result in results):
         results.append(rounding_lane(case.on_a_small_network() if case.large else case, list(CLASSIC_SEEDS)))
-    return _report(case, results, time.perf_counter() - started, goldens.recorded(case.small()))
+    return _report(case, results, time.perf_counter() - started)
 
 
 def second_of_all(case: Case, every: dict[str, Stage]) -> Iterator[StageResult]:
@@ -125,11 +127,9 @@ def _one_by_one(case: Case, chosen: Iterable[str], every: dict[str, Stage]) -> I
         yield result
 
 
-def _report(case: Case, results: list[StageResult], seconds: float, recorded: str | None = None) -> Report:
-    """`recorded` is the golden that stood for Torch in one step of a large network."""
+def _report(case: Case, results: list[StageResult], seconds: float) -> Report:
     torch = importlib.metadata.version("torch")  # which not every process of a self-check loads
-    of_large = f", and results recorded from it of one step of {recorded}" if case.large and recorded else ""
-    return Report(results, seconds, f"torch {torch}{of_large}", _describe(case))
+    return Report(results, seconds, f"torch {torch}", _describe(case))
 
 
 def with_goldens(case: Case, chosen: list[str], every: dict[str, Stage]) -> Report:

@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 from safetensors.numpy import load_file, save_file
 
-from fixmatch import distributed, inputs, trainer
+from fixmatch import distributed, inputs, process, trainer
 from fixmatch import step as algorithm
 from fixmatch.config import Config, load_config
 from fixmatch.data.augment import ctaugment
@@ -34,6 +34,7 @@ FLAGS = ((False, False), (True, False), (False, True), (True, True))  # of the t
 
 
 def main(folder: pathlib.Path) -> None:
+    process.end_with_parent()
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     faulthandler.dump_traceback_later(task["timeout"], exit=True)  # no rank stays behind, whoever died before it
     select_device("cpu")

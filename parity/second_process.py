@@ -32,18 +32,20 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     try:
         yield _received(sent, second)
     finally:
-        second.kill()
+        process.kill(second.pid)
         second.join()
 
 
 def _send(sender: Connection, receiver: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:
+    process.end_with_parent()
     receiver.close()  # else the pipe would stay open, and this process wait for a reader, when the first one has died
-    try:
-        for value in generator(*arguments):
-            sender.send(("value", value))
-        sender.send(("end", None))
-    except NOTHING_PROVEN as error:
-        sender.send(("error", error))
+    with contextlib.suppress(BrokenPipeError):  # the first one has died
+        try:
+            for value in generator(*arguments):
+                sender.send(("value", value))
+            sender.send(("end", None))
+        except NOTHING_PROVEN as error:
+            sender.send(("error", error))
 
 
 def _keep(receiver: Connection, sent: queue.SimpleQueue) -> None:

@@ -63,12 +63,18 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
 
     Args:
         steps: free-running steps of `train`.
-        thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network.
+        thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network. A
+            large network then takes two free steps at most, and a small one before it all.
         threads: of the operators that train; None: as many as a run that is started here would use.
     """
     def about_files(case: Case) -> Case:
         return case if thorough else case.on_a_small_network()
 
+    def free_steps(case: Case) -> tuple:
+        count = steps if thorough or not case.large else min(steps, 2)
+        return (dict.fromkeys(range(count), _STEP_SECTIONS),)
+
+    train = compared("train", "train", *_both_sides("train", free_steps))
     table = [
         Stage("reference", "train+eval", "float64", lambda case: reference_figures.rows(case, thorough),
               needs_torch=False),
@@ -85,7 +91,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("optimizer", "train", *_both_sides("optimizer_alone", lambda case: (3,))),
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
-        compared("train", "train", *_both_sides("train", lambda case: (dict.fromkeys(range(steps), _STEP_SECTIONS),))),
+        train if thorough else train._replace(rows=lambda case: _small_first(train.rows, case)),
         Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
         Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case)), needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", about_files(case))),
@@ -97,6 +103,12 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
 def _with_torch(module: str, case: Case) -> Iterator[Row]:
     """The rows of a stage whose module loads Torch, which is not installed everywhere."""
     return importlib.import_module(f"parity.{module}").rows(case)
+
+
+def _small_first(rows: Callable[[Case], Iterator[Row]], case: Case) -> Iterator[Row]:
+    if case.large:
+        yield from rows(case.on_a_small_network().small())
+    yield from rows(case)
 
 
 def _both_sides(function: str, arguments: Callable[[Case], tuple] = lambda case: ()) -> tuple[Callable, Callable]:
@@ -207,6 +219,7 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], on_a_
     for name in chosen:
         if name in TOGETHER:
             shared = shared or run_together(rows_together(case, large_side))
+            shared[name].note = "against recorded results" if case.large and goldens.recorded(case) else ""
             yield shared[name]
         else:
             of_stage = case

@@ -124,15 +124,15 @@ def forward(case: Case, dtype: str) -> Trace:
         yield "buffers", _named(state.model.named_buffers())
 
 
-def _shown(state: algorithm.TrainState, case: Case, *modes: str) -> Trace:
+def _shown(state: algorithm.TrainState, case: Case, *modes: str, collect: type = dict) -> Trace:
     """The case's images, and all activations on them in each mode, "eval" or "train"."""
     batch = case.batch(0)
     images = state.normalize(np.concatenate([batch.x, batch.u_w, batch.u_s]))
     yield "input", {"images": _array(images)}
     for mode in modes:
         (state.model.train if mode == "train" else state.model.eval)()
-        with paddle.no_grad(), _activations(state.model, {}) as seen:
-            state.model(images)
+        with paddle.no_grad(), _activations(state.model, collect()) as seen:
+            seen["logits"] = _array(state.model(images))
         yield f"{mode} activations", seen
 
 
@@ -145,16 +145,15 @@ def fresh(case: Case, dtype: str) -> Trace:
 
 
 def whole(case: Case, dtype: str, sections: dict[int, tuple[str, ...]], collect: type = dict) -> Trace:
-    """Fresh weights, an evaluation and some training steps of one network, of a large one the steps alone; `sections`
-    as in `train`, activations and gradients in dicts of the type `collect`.
+    """Fresh weights, but not of a large network, an evaluation and some training steps of one network; `sections` as in
+    `train`, activations and gradients in dicts of the type `collect`.
     """
     if not case.large:
         yield from fresh(case, dtype)
     with precision(dtype):
         state = _build(case)
-        if not case.large:
-            yield from _shown(state, case, "eval")
-            state.model.train()
+        yield from _shown(state, case, "eval", collect=collect)
+        state.model.train()
         yield from _steps(state, case, sections, collect)
 
 
@@ -178,9 +177,10 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
 
 
 def loss(case: Case, dtype: str) -> Trace:
-    ssl = case.config.ssl
+    ssl, train = case.config.ssl, case.config.train
+    probes = loss_probes(case.num_classes, case.seed, train.batch_size, train.mu)
     with precision(dtype):
-        for probe, (x, targets, u_w, u_s) in loss_probes(case.num_classes, case.seed).items():
+        for probe, (x, targets, u_w, u_s) in probes.items():
             logits = [paddle.to_tensor(a, stop_gradient=False) for a in (x, u_w, u_s)]
             threshold = 0.5 if probe == "tie" else ssl.threshold
             temperature = 1.0 if probe == "tie" else ssl.temperature

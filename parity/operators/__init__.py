@@ -34,7 +34,7 @@ from parity.operators.probe import Probe
 # largest tensor, in float32 on the run's maps and in float64.
 _WORK, _ELEMENTS = 8e9, 40e6
 _EXACT_WORK, _EXACT_ELEMENTS = 2e9, 6e6
-_FAVOUR = 4  # times the share of the others, for one call of each algorithm
+_FAVOUR = 8  # times the share of the others, for one call of each algorithm
 _THOROUGH = 4
 # Batches, and their maps, of which the first is taken that is cheap enough. A call of many weights takes its time on
 # each: unless thorough it is tried on one alone.

@@ -4,6 +4,8 @@ import gc
 import os
 import pathlib
 import struct
+import subprocess
+import sys
 import time
 from multiprocessing.connection import Connection
 
@@ -43,3 +45,9 @@ def cut_off():
     connection = next(each for each in gc.get_objects() if isinstance(each, Connection) and each.writable)
     os.write(connection.fileno(), struct.pack("!i", 1000) + bytes(10))
     os.abort()
+
+
+def starts_another():
+    """The number of a process that this one has started."""
+    yield subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]).pid
+    time.sleep(600)

@@ -1,6 +1,7 @@
 """Without Torch, results recorded from it are the reference."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,42 @@ def test_of_the_pseudo_labels_some_count_and_some_do_not(name):
     (key, found), = ((key, found) for key, found in losses.items() if key.startswith("mask "))
     for value in (0.0,) if goldens.CASES[name].large else (0.0, 1.0):  # a large network is shown two
         assert (found != goldens._project("mask", np.full(int(key.split()[1]), value))).any()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Goldens that may be damaged."""
+    shutil.copytree(goldens._FOLDER, tmp_path / "goldens")
+    monkeypatch.setattr(goldens, "_FOLDER", tmp_path / "goldens")
+    return tmp_path / "goldens"
+
+
+def without_a_value(file) -> None:
+    with np.load(file) as found:
+        arrays = dict(found)
+    np.savez_compressed(file, **arrays | {"values": arrays["values"][:-1]})
+
+
+DAMAGES = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:5000]), "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(), "a value fewer": without_a_value,
+    "another's": lambda file: shutil.copy(file.with_name("resnext-29-8x64.npz"), file),
+    "of other things": lambda file: np.savez(file, a=np.zeros(3))}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_golden_is_one_line(damage, folder):
+    DAMAGES[damage](folder / "wideresnet-28-8.npz")
+    with pytest.raises(goldens.GoldenError) as error:
+        goldens.read("wideresnet-28-8", goldens.WHOLE)
+    assert str(error.value).startswith(f"{folder / 'wideresnet-28-8.npz'}: ")
+    assert str(error.value).count(str(folder)) == 1
+    assert "\n" not in str(error.value)
+
+
+def test_a_golden_without_a_stage_is_none(folder):
+    with pytest.raises(goldens.GoldenError, match="not the recorded results"):
+        goldens.read("wideresnet-28-8", "no such stage")
 
 
 def case_of(recipe: str, *overrides: str) -> Case:

@@ -9,6 +9,7 @@ pytest.importorskip("torch")  # the mirror's side
 
 from fixmatch import kernels
 from fixmatch.kernels import onednn
+from fixmatch.models import wideresnet
 from parity import case as case_module
 from parity import plants, prove, stages
 from parity.plants import score
@@ -81,6 +82,19 @@ def test_the_large_network_itself_is_compared(every):
     widest = f"{case.config.model.width * 64}x{case.config.model.width * 64}x3x3"
     seen = {row.tensor.split("/")[0] for row in rows if widest in row.tensor}
     assert {"step 0 gradients", "step 0 weights", "step 0 ema"} <= seen
+
+
+def test_how_the_large_network_is_evaluated_is_compared(every, monkeypatch):
+    right = wideresnet.WideResNet.forward
+
+    def wrong_where_wide(self, x):
+        wide = self.fc.weight.shape[0] > 128  # which the small network is not
+        return right(self, x) * (1.01 if wide and not self.training else 1.0)
+
+    monkeypatch.setattr(wideresnet.WideResNet, "forward", wrong_where_wide)
+    rows = [row for row in stages.rows_together(large(case_module.small_case("wideresnet", 3)).small())
+            if not row.passed]
+    assert {row.tensor.split("/")[0] for row in rows} == {"eval activations"}
 
 
 @pytest.mark.parametrize("name", ["forward", "backward", "train", "run"])

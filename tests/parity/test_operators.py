@@ -289,7 +289,7 @@ FIRST = {  # plant -> operator and tensor of the first row that fails
     "bn-input-gradient-without-variance": ("batch norm", "input gradient in train mode"),
     "bn-forward-unbiased": ("batch norm", "output in train mode"),
     "bn-statistics-of-half": ("batch norm", "output in train mode"),
-    "bn-statistics-in-one-chain": ("batch norm 16 leaky_relu, 488x32x32", "output in train mode"),
+    "bn-statistics-in-one-chain": ("batch norm 16 leaky_relu, 960x32x32", "output in train mode"),
     "bn-sums-of-first-thread": ("batch norm", "output in train mode"),
     "bn-gradient-sums-of-whole-blocks": ("batch norm", "input gradient in train mode"),
     "bn-eval-batch-statistics": ("batch norm", "output in eval mode"),

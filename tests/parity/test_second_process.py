@@ -11,7 +11,7 @@ import pytest
 from running import ROOT, runs, tool_environment
 
 from fixmatch.data import DataError
-from parity import stages
+from parity import goldens, prove, stages
 from parity.second_process import Died, in_second_process
 
 SHARE = """
@@ -116,6 +116,24 @@ def test_it_does_not_outlive_the_block():
     assert not runs(pid)
 
 
+def test_what_it_has_started_does_not_outlive_the_block():
+    with in_second_process(generators.starts_another) as second:
+        pid = next(second)
+        assert runs(pid)
+    assert not runs(pid)
+
+
+def test_a_side_that_nobody_has_asked_for_is_no_result(monkeypatch):
+    """As where production raises on the network that is looked at before the large one."""
+    pytest.importorskip("torch")
+    case, every = goldens.CASES["wideresnet-28-8"], stages.stages(thorough=False)
+    monkeypatch.setattr(prove, "_share", lambda part, *_: iter([stages.StageResult("forward", "float64", "train")]))
+    second = iter([[("step 0 losses", {})], stages.StageResult("operators", "float32", "train")])
+    report = prove.self_check(case, every, True, second)
+    assert "PARITY FAIL" in report.verdict()
+    assert sorted(result.stage for result in report.results) == sorted(stages.of_self_check("all", case))
+
+
 FIRST_DIES = """
 import os
 import generators
@@ -130,6 +148,7 @@ def test_it_does_not_outlive_the_first_process():
     done = subprocess.run([sys.executable, "-c", FIRST_DIES], cwd=ROOT, env=tool_environment() | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/helpers")])},
         capture_output=True, text=True, timeout=120, check=False)
+    assert "BrokenPipe" not in done.stderr
     pid, patience = int(done.stdout.split()[0]), time.monotonic() + 30
     while runs(pid):
         assert time.monotonic() < patience

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from running import ROOT, first_of
 
+from fixmatch import losses
 from fixmatch.config import SSLConfig
+from fixmatch.models import wideresnet
 from parity import goldens, prove, stages
 from parity.case import small_case
 from parity.compare import Row
@@ -44,6 +46,22 @@ def test_float64_is_compared_in_earnest():
     logits[1, 2] += 1e-9 * np.abs(logits).max()
     result = stages.run_stage(stage, case, recorded)
     assert result.first_divergence.tensor == "eval activations/fc"
+
+
+def test_a_loss_that_leaves_out_images_of_a_batch_as_large_as_the_runs_is_seen(monkeypatch):
+    right = losses.fixmatch_loss
+    monkeypatch.setattr(losses, "fixmatch_loss",
+                        lambda x, targets, *others: right(x[:32], targets[:32], *others))  # of 64
+    result = stages.run_stage(stages.stages()["loss"], small_case("wideresnet", 3))
+    assert {row.tensor.split("/")[0] for row in result.rows if not row.passed} == {"loss run", "loss run gradients"}
+
+
+def test_what_a_network_returns_is_compared_and_not_its_layers_alone(monkeypatch):
+    right = wideresnet.WideResNet.forward
+    monkeypatch.setattr(wideresnet.WideResNet, "forward",
+                        lambda self, x: right(self, x) * (1.0 if self.training else 1.01))
+    result = stages.run_stage(stages.stages()["forward"], small_case("wideresnet", 3))
+    assert [row.tensor for row in result.rows if not row.passed] == ["eval activations/logits"]
 
 
 def test_what_a_stage_raises_after_a_row_fails_it():
