@@ -1,6 +1,7 @@
 """From the first tensor that diverged to the likely cause, in one line."""
 
 import fnmatch
+import re
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _HINTS = (
     ("forward", "eval activations/*conv*", "stride, padding, groups, or the input of this convolution"),
     ("forward", "eval activations/fc", "a pooling other than the average before the classifier"),
     ("forward", "eval activations/classifier", "a pooling other than the average before the classifier"),
+    ("forward", "eval activations/logits", "a network that returns other than what its classifier gives"),
     ("forward", "eval activations/*", "the residual sum of this block"),
     ("forward", "train activations/*", "dropout, or batch norm without batch statistics: only train mode differs"),
     ("metric", "*/top*", "ranking of ties, or weighting of the last partial batch"),
@@ -141,6 +143,9 @@ _HINTS = (
 )
 
 
+_DIGESTED = re.compile(r" [\dx]* (float|int|bool)\d*$")  # shape and dtype, which a digest adds to a tensor's name
+
+
 def hint_for(stage: str, row: Row) -> str:
     """The likely cause of the first divergence of a stage."""
     if row.tensor.startswith("stage/"):
@@ -149,8 +154,9 @@ def hint_for(stage: str, row: Row) -> str:
     measured = measured or (_scaled(row) if "gradients/" in row.tensor else "")
     if measured:
         return measured
+    tensor = _DIGESTED.sub("", row.tensor)
     for stage_pattern, tensor_pattern, hint in _HINTS:
-        if fnmatch.fnmatchcase(stage, stage_pattern) and fnmatch.fnmatchcase(row.tensor, tensor_pattern):
+        if fnmatch.fnmatchcase(stage, stage_pattern) and fnmatch.fnmatchcase(tensor, tensor_pattern):
             return "likely " + hint
     return "no known cause fits"
 

@@ -12,6 +12,7 @@ from fixmatch.kernels import onednn
 from fixmatch.models import wideresnet
 from parity import case as case_module
 from parity import plants, prove, stages
+from parity.hints import hint_for
 from parity.plants import score
 
 FOUND_IN = {  # plant -> the stage that names it
@@ -94,7 +95,8 @@ def test_how_the_large_network_is_evaluated_is_compared(every, monkeypatch):
     monkeypatch.setattr(wideresnet.WideResNet, "forward", wrong_where_wide)
     rows = [row for row in stages.rows_together(large(case_module.small_case("wideresnet", 3)).small())
             if not row.passed]
-    assert {row.tensor.split("/")[0] for row in rows} == {"eval activations"}
+    assert [row.tensor.split()[1] for row in rows] == ["activations/logits"]
+    assert "returns" in hint_for("forward", rows[0])
 
 
 @pytest.mark.parametrize("name", ["forward", "backward", "train", "run"])
