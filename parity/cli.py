@@ -1,4 +1,4 @@
-"""The command behind tools/parity.py. Exit codes: 0 aligned, 1 diverged, 2 wrong usage, 130 interrupted."""
+"""The command behind tools/parity.py. Exit codes: 0 aligned, 1 diverged or not done, 2 wrong usage, 130 interrupted."""
 
 import argparse
 import contextlib
