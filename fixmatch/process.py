@@ -15,7 +15,7 @@ import paddle
 import psutil
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # where `fixmatch` and `parity` are found
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9  # of Linux' prctl.h and signal.h
 _LAUNCHER = ("PADDLE_", "MASTER_", "FLAGS_selected_")  # variables that paddle.distributed.launch sets begin so
 
 
@@ -49,7 +49,7 @@ def can_fork() -> bool:
 def end_with_parent() -> None:
     """From now on this process is ended with the one that has started it, however that dies; on Linux alone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
 class Forked:
