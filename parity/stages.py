@@ -245,8 +245,8 @@ def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
 def rows_together(case: Case, large_side: Callable[[Case], Side] = production_side) -> Iterator[Row]:
     """One network is built on each side, evaluated, and trained for two steps.
 
-    A large network takes one step. How it is evaluated, fresh weights, and what comes with the second step are looked
-    at on a small one before. Digests of the two sides are compared, which are not in memory together; the reference's
+    A large network takes one step; fresh weights, and what comes with the second step, are looked at on a small one
+    before. Digests of the two sides are compared, which are not in memory together; the reference's
     are those of a golden where this case is recorded, as the published networks are.
 
     Args:

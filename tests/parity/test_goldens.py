@@ -33,7 +33,8 @@ def test_without_torch_another_shape_names_the_nearest(monkeypatch, prove):
     assert "nearest recorded" in found["subject"]
 
 
-@pytest.mark.parametrize("name", goldens.CASES)
+@pytest.mark.parametrize("name", [name if case.large or name == "wideresnet-10-2" else
+                                  pytest.param(name, marks=pytest.mark.long) for name, case in goldens.CASES.items()])
 def test_goldens_are_what_torch_gives_today(name):
     case = goldens.CASES[name]
     for recorded, fresh in (("loss", stages.stages()["loss"].reference(case)),
