@@ -205,7 +205,7 @@ def loss_probes(num_classes: int, seed: int, batch_of_run: int = 64, mu: int = 7
     saturating cross-entropy gets wrong.
     """
     rng = np.random.default_rng([seed, 1])
-    batch, unlabeled, k = 4, 12, num_classes
+    k = num_classes
 
     def drawn(batch: int, unlabeled: int) -> tuple:
         targets = rng.integers(0, k, batch)
@@ -213,11 +213,11 @@ def loss_probes(num_classes: int, seed: int, batch_of_run: int = 64, mu: int = 7
         return (rng.standard_normal((batch, k)) * 3, targets, rng.standard_normal((unlabeled, k)) * spread,
                 rng.standard_normal((unlabeled, k)) * 3)
 
-    random = drawn(batch, unlabeled)
-    targets = random[1]
+    batch, unlabeled = 4, 12
+    random = x, targets, _, strong = drawn(batch, unlabeled)
     tied = np.full((unlabeled, k), -1000.0)
     tied[:, :2] = 0.0  # softmax gives 0.5, 0.5, 0, ...; the first is taken
     extreme = (rng.standard_normal((batch, k)) * 200, targets, rng.standard_normal((unlabeled, k)) * 200,
                rng.standard_normal((unlabeled, k)) * 200)
-    return {"random": random, "tie": (random[0], targets, tied, random[3]), "extreme": extreme,
+    return {"random": random, "tie": (x, targets, tied, strong), "extreme": extreme,
             "run": drawn(batch_of_run, batch_of_run * mu)}

@@ -178,10 +178,9 @@ def _prepared(args, case: Case) -> Iterator[None]:
 
 
 def _report(args, case: Case, second: Iterator | None) -> Report:
-    torch, alone = _installed("torch"), _alone(args)
-    if args.self_check and alone:
-        return prove.self_check(case, stages.stages(thorough=False), torch, second)
-    every = _every(args, case)
+    torch, every = _installed("torch"), _every(args, case)
+    if args.self_check and _alone(args):
+        return prove.self_check(case, every, torch, second)
     if torch and _all_alone(args):
         return prove.all_stages(case, every, second)
     chosen = list(every) if args.stage == "all" else [args.stage]
@@ -207,12 +206,13 @@ def _every(args, case: Case) -> dict[str, stages.Stage]:
 
 def _share_of_second(args, case: Case, torch: bool) -> Iterator:
     """What the second process does. In a self-check the first has the run's threads, as it trains; this one has one."""
+    every = _every(args, case)
     with _prepared(args, case):
         if args.self_check:
             with subject.threads(1):
-                yield from prove.share_of_second(case, stages.stages(thorough=False), torch)
+                yield from prove.share_of_second(case, every, torch)
         else:
-            yield from prove.second_of_all(case, _every(args, case))
+            yield from prove.second_of_all(case, every)
 
 
 def _keep(args, report: Report) -> int:

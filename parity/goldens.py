@@ -8,6 +8,7 @@ that is off shows in each. Inputs and weights come from numpy seeds, so they are
 import dataclasses
 import io
 import pathlib
+import re
 import zipfile
 import zlib
 from collections import UserDict
@@ -59,7 +60,8 @@ def nearest(model: ModelConfig) -> tuple[str, bool]:
 
 def recorded(case: Case) -> str | None:
     """The golden of what the reference does on this case, which is that of CASES in all that decides it."""
-    return next((name for name, other in CASES.items() if _decides(other) == _decides(case)), None)
+    wanted = _decides(case)
+    return next((name for name, other in CASES.items() if _decides(other) == wanted), None)
 
 
 def _decides(case: Case) -> Case:
@@ -79,6 +81,11 @@ class Digest(UserDict):
     def __setitem__(self, name: str, array: np.ndarray):
         key = f"{name} {'x'.join(map(str, np.shape(array)))} {np.asarray(array).dtype}"
         super().__setitem__(key, _project(name, array))
+
+
+def undigested(tensor: str) -> str:
+    """The name of a tensor without the shape and dtype that a Digest adds to it, if it does."""
+    return re.sub(r" [\dx]* (float|int|bool)\d*$", "", tensor)
 
 
 def digest(trace: Trace) -> Iterator[tuple[str, Digest]]:

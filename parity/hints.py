@@ -1,11 +1,11 @@
 """From the first tensor that diverged to the likely cause, in one line."""
 
 import fnmatch
-import re
 
 import numpy as np
 
 from parity.compare import Row
+from parity.goldens import undigested
 
 # (stage pattern, tensor pattern, cause); the first match counts. The planted bugs in parity/plants/ are what this was
 # tried on.
@@ -143,9 +143,6 @@ _HINTS = (
 )
 
 
-_DIGESTED = re.compile(r" [\dx]* (float|int|bool)\d*$")  # shape and dtype, which a digest adds to a tensor's name
-
-
 def hint_for(stage: str, row: Row) -> str:
     """The likely cause of the first divergence of a stage."""
     if row.tensor.startswith("stage/"):
@@ -154,7 +151,7 @@ def hint_for(stage: str, row: Row) -> str:
     measured = measured or (_scaled(row) if "gradients/" in row.tensor else "")
     if measured:
         return measured
-    tensor = _DIGESTED.sub("", row.tensor)
+    tensor = undigested(row.tensor)
     for stage_pattern, tensor_pattern, hint in _HINTS:
         if fnmatch.fnmatchcase(stage, stage_pattern) and fnmatch.fnmatchcase(tensor, tensor_pattern):
             return "likely " + hint

@@ -218,8 +218,10 @@ def run_chosen(chosen: Iterable[str], case: Case, every: dict[str, Stage], on_a_
     shared: dict[str, StageResult] = {}
     for name in chosen:
         if name in TOGETHER:
-            shared = shared or run_together(rows_together(case, large_side))
-            shared[name].note = "against recorded results" if case.large and goldens.recorded(case) else ""
+            if not shared:
+                shared = run_together(rows_together(case, large_side))
+                recorded = case.large and goldens.recorded(case)
+            shared[name].note = "against recorded results" if recorded else ""
             yield shared[name]
         else:
             of_stage = case
@@ -246,8 +248,8 @@ def rows_together(case: Case, large_side: Callable[[Case], Side] = production_si
     """One network is built on each side, evaluated, and trained for two steps.
 
     A large network takes one step; fresh weights, and what comes with the second step, are looked at on a small one
-    before. Digests of the two sides are compared, which are not in memory together; the reference's
-    are those of a golden where this case is recorded, as the published networks are.
+    before. Digests of the two sides are compared, which are not in memory together; the reference's are those of a
+    golden where this case is recorded, as the published networks are.
 
     Args:
         large_side: what gives production's side of a large network; another process may have computed it.
