@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import pathlib
@@ -29,7 +28,7 @@ class Scores:
     confusion: list[list[int]]  # [K][K] counts, row: true class, column: predicted class
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
 
 METRICS = ("top1", "top5", "loss")  # the figures of Scores that are one number

@@ -25,7 +25,7 @@ _CONFIDENT_ON_REAL_IMAGES = 4.0  # at most, since these runs are the long ones: 
 
 _LARGE = 5e6  # weights
 _UNLABELED = 40  # images in all that a policy keeps account of, more than a step shows
-_DRAWN = 65_537  # numbers of a larger tensor that are drawn, and repeated: a prime, so that no two rows are alike
+DRAWN = 65_537  # numbers of a larger tensor that are drawn, and repeated: a prime, so that no two rows are alike
 
 # Parameters that never get a gradient in a WideResNet, and so must not be touched by the optimizer.
 IDLE = tuple(f"block{b}.layer.0.bn1.{p}" for b in (2, 3) for p in ("weight", "bias"))
@@ -60,7 +60,7 @@ class Case:
         if name.endswith("num_batches_tracked"):
             return np.zeros(shape, dtype=np.int64)
         rng = np.random.default_rng([self.seed, zlib.crc32((salt + name).encode())])
-        normal = rng.standard_normal(min(int(np.prod(shape)), _DRAWN)) * scale
+        normal = rng.standard_normal(min(int(np.prod(shape)), DRAWN)) * scale
         if len(shape) == 4:
             return np.resize(normal * np.sqrt(2.0 / (shape[0] * shape[2] * shape[3])), shape)
         normal = np.resize(normal, shape)
@@ -132,8 +132,11 @@ class Case:
         return dataclasses.replace(self, batch_size=2, mu=2 if self.large else 3)
 
     def with_few_images(self) -> "Case":
-        """The same network with two labeled and two unlabeled images, of which a large one takes half a second each."""
-        return dataclasses.replace(self, batch_size=2, mu=1)
+        """The same network with two labeled and two unlabeled images, of which a large one takes half a second each.
+
+        A ResNeXt, which takes twice as long, has one of each: both losses count in its step, too.
+        """
+        return dataclasses.replace(self, batch_size=1 if self.config.model.arch == "resnext" else 2, mu=1)
 
     def on_a_small_network(self, arch: str = "", blocks: int = 1) -> "Case":
         """The same case with a small network of its own or another architecture, of so many blocks a stage."""

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import paddle
 
@@ -24,7 +24,7 @@ from parity import first_steps, goldens, page, plants, prove, stages, subject
 from parity.case import CLASSIC_SEEDS, PUBLISHED, SMALL, Case
 from parity.plants import score
 from parity.report import Report
-from parity.second_process import Died, in_second_process
+from parity.second_process import Died, Turns, in_second_process
 
 # What else may be given beside an argument that is a command of its own.
 _BESIDE = {"list_plants": (), "write_goldens": (), "mutation_score": ("json",), "recording": ("config", "json")}
@@ -141,13 +141,13 @@ def _run(args) -> int:
 
 
 def _prove(args) -> int:
-    case = _case(args)
+    case, turns = _case(args), Turns()
     second_share = contextlib.nullcontext()
     if _processes(args) == 2:  # it starts before anything is computed, since what has threads cannot be forked
         load_machine_code()
-        second_share = in_second_process(_share_of_second, args, case, _installed("torch"))
+        second_share = in_second_process(_share_of_second, args, case, _installed("torch"), turns)
     with second_share as second, _prepared(args, case):
-        report = _report(args, case, second)
+        report = _report(args, case, second, turns)
         print(report.text())
         if args.reprod_log:
             from parity import reprod  # loads Torch, which is not installed everywhere
@@ -177,8 +177,8 @@ def _prepared(args, case: Case) -> Iterator[None]:
         yield
 
 
-def _report(args, case: Case, second: Iterator | None) -> Report:
-    torch, every = _installed("torch"), _every(args, case)
+def _report(args, case: Case, second: Iterator | None, turns: Turns) -> Report:
+    torch, every = _installed("torch"), _every(args, case, turns.from_back if second else range)
     if args.self_check and _alone(args):
         return prove.self_check(case, every, torch, second)
     if torch and _all_alone(args):
@@ -200,13 +200,14 @@ def _all_alone(args) -> bool:
     return args.stage == "all" and _alone(args) and not args.self_check
 
 
-def _every(args, case: Case) -> dict[str, stages.Stage]:
-    return stages.stages(args.steps, thorough=not (args.self_check or (case.large and _all_alone(args))))
+def _every(args, case: Case, turns: Callable[[int], Iterable[int]]) -> dict[str, stages.Stage]:
+    thorough = not (args.self_check or (case.large and _all_alone(args)))
+    return stages.stages(args.steps, thorough, turns=turns if args.self_check else range)
 
 
-def _share_of_second(args, case: Case, torch: bool) -> Iterator:
+def _share_of_second(args, case: Case, torch: bool, turns: Turns) -> Iterator:
     """What the second process does. In a self-check the first has the run's threads, as it trains; this one has one."""
-    every = _every(args, case)
+    every = _every(args, case, turns.from_front)
     with _prepared(args, case):
         if args.self_check:
             with subject.threads(1):

@@ -42,12 +42,14 @@ class _Judged(Recorder):
     Args:
         folder: for the states.
         steps: how many are judged.
+        evaluated: after which of them the run evaluates.
         case, config, source: what is run.
     """
 
-    def __init__(self, folder: pathlib.Path, steps: int, case: Case, config: Config, source: Source):
+    def __init__(self, folder: pathlib.Path, steps: int, evaluated: list[int], case: Case, config: Config,
+                 source: Source):
         super().__init__(folder, steps)
-        self.source, self.large = source, case.large
+        self.evaluated, self.source, self.large = evaluated, source, case.large
         self.mirror = recording.Mirror(config, case.num_classes, source.mean, source.std)
         self.rows: list[Row] = []
         self.seen: list[dict[str, np.ndarray]] = []  # batch and losses of each step
@@ -66,7 +68,7 @@ class _Judged(Recorder):
             if self.left:
                 self.rows += recording.step_rows(self.mirror, self.left, now, self.facts[-1], forward=True)
             self.seen.append({n: a for n, a in given.items() if not n.startswith("gradient/")})
-        if len(self.facts) >= 2:
+        if len(self.facts) in self.evaluated:
             self.prints[len(self.facts)] = {n: fingerprint(now[n]) for n in state}
             self.scores[len(self.facts)] = _scores(self.mirror, now, self.source)
         if not self.done:
@@ -74,12 +76,18 @@ class _Judged(Recorder):
             self.left = recording.Arrays(self.folder / f"{name}.safetensors")
 
 
-def rows(case: Case) -> Iterator[Row]:
-    """Rows of a dry run of `case`, in the order in which a fault would show."""
-    steps = 2 if case.large else 3  # the first has no momentum yet
+def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
+    """Rows of a dry run of `case`, in the order in which a fault would show.
+
+    Args:
+        thorough: three steps and not two, which are enough for one that has momentum and comes after an evaluation. A
+            large network takes two with one evaluation.
+    """
+    steps, eval_every = (2, 2) if case.large else (3, 2) if thorough else (2, 1)
+    evaluated = [step for step in range(1, steps + 1) if step % eval_every == 0 or step == steps]
     with scratch_folder() as folder:
-        config, source = short_config(case, folder / "run", steps), small_source(case)
-        recorder = _Judged(folder / "recording", steps, case, config, source)
+        config, source = short_config(case, folder / "run", steps, eval_every), small_source(case)
+        recorder = _Judged(folder / "recording", steps, evaluated, case, config, source)
         with training_on(source):
             run.train(config, recorder=recorder)
         gc.collect()  # what trained, which knows itself in a circle
@@ -89,7 +97,7 @@ def rows(case: Case) -> Iterator[Row]:
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
         yield from _logged_rows([line for line in lines if line["kind"] == "train"], config, recorder.seen)
         evaluations = [line for line in lines if line["kind"] == "eval"]
-        yield exact("evaluated/steps", np.array([line["step"] for line in evaluations]), np.arange(2, steps + 1))
+        yield exact("evaluated/steps", np.array([line["step"] for line in evaluations]), np.array(evaluated))
         for line in evaluations:
             yield from _score_rows(line, recorder.scores[line["step"]])
         yield from _checkpoint_rows(folder / "run", source, recorder.prints, evaluations)

@@ -2,8 +2,11 @@
 
 import gc
 import importlib.metadata
+import inspect
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from unittest import mock
 
 import psutil
 
@@ -33,6 +36,8 @@ def with_torch(case: Case, chosen: list[str], seeds: list[int], every: dict[str,
         lane: whether the rounding lane follows a passed stage `backward`.
     """
     started, results = time.perf_counter(), []
+    if any(every[name].needs_torch for name in chosen):
+        _load_torch()
     for seed in seeds:
         results += _one_by_one(case.with_seed(seed), chosen, every)
     if lane and "backward" in chosen and all(result.passed for result in results):
@@ -48,15 +53,19 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
         second: what `share_of_second` yields in a second process; None: this one does everything.
     """
     started = psutil.Process().create_time() if second else time.time()  # imports take as long as some stages
-    part, large_side = ("first", lambda case: next(second)) if second else ("all", stages.production_side)
+    parts, large_side = (("first", "second"), lambda case: next(second)) if second else (
+        ("all",), stages.production_side)
     if torch:
         _load_torch()
-    results = [*_share(part, case, every, torch, large_side)]
+    results = [*_share(parts[0], case, every, torch, large_side)]
     # production's side is left where a network before the large one raised
     results += [found for found in second or () if isinstance(found, StageResult)]
-    if torch:  # a stage that neither process delivered has compared nothing, and so has not passed
-        lost = set(stages.of_self_check("all", case)).difference(result.stage for result in results)
+    if torch:  # what a process has not delivered has compared nothing, and so has not passed
+        wanted = Counter(name for part in parts for name in stages.of_self_check(part, case))
+        lost = wanted - Counter(result.stage for result in results)
+        results = [result for result in results if result.stage not in lost]
         results += [StageResult(name, every[name].dtype, every[name].mode) for name in lost]
+    results = stages.merged(results)
     results.sort(key=lambda result: stages.SELF_CHECK.index(result.stage))
     seconds = time.time() - started
     return _report(case, results, seconds) if torch else _report_on_goldens(
@@ -64,8 +73,12 @@ def self_check(case: Case, every: dict[str, Stage], torch: bool, second: Iterato
 
 
 def _load_torch() -> None:
-    """At once, so that no search for garbage has to look through it; without its compiler."""
-    with without_garbage_collection():
+    """At once, so that no search for garbage has to look through it; without its compiler.
+
+    Torch notes where in its source it registers operators. For that `inspect` would look for the module of each place,
+    and resolve the path of every module that is loaded; it finds the place without.
+    """
+    with without_garbage_collection(), mock.patch.object(inspect, "getmodule", return_value=None):
         for module in ("parity.mirror", "parity.reference"):  # the first says what of Torch is not loaded
             importlib.import_module(module)
     gc.freeze()
@@ -84,7 +97,8 @@ def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
     """Of a large network the stages of one network wait for the second process. So they come first where the mirror has
     its side of them to compute meanwhile, and last where that is recorded."""
     recorded = goldens.recorded(case.small()) is not None
-    chosen = sorted(stages.of_self_check(part, case), key=lambda name: (name in stages.TOGETHER) == recorded)
+    chosen = sorted(stages.of_self_check(part, case), key=lambda name: (
+        name == "operators", (name in stages.TOGETHER) == recorded))
     if not torch:
         return _on_goldens(case, chosen, every)
     small = {"run": 2} if stages.too_large_to_rehearse(case, device_name()) else {}  # layers of one shape, too
@@ -98,6 +112,7 @@ def all_stages(case: Case, every: dict[str, Stage], second: Iterator | None = No
         second: what `second_of_all` yields in a second process; None: this one does everything.
     """
     started = time.perf_counter()
+    _load_torch()
     mine = [name for name in every if second is None or name not in _SECOND_OF_ALL]
     results = [*_of_all(case, mine, every), *(second or ())]
     results.sort(key=lambda result: list(every).index(result.stage))
@@ -108,6 +123,7 @@ def all_stages(case: Case, every: dict[str, Stage], second: Iterator | None = No
 
 def second_of_all(case: Case, every: dict[str, Stage]) -> Iterator[StageResult]:
     """The share of the second of two processes in `all_stages`."""
+    _load_torch()
     return _of_all(case, [name for name in every if name in _SECOND_OF_ALL], every)
 
 

@@ -16,6 +16,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping
+from unittest import mock
 
 import numpy as np
 
@@ -36,10 +37,11 @@ NETWORKS = {
     "wideresnet-10-1-warmup": ModelConfig("wideresnet", 10, 1),
     "resnext-20-4x4d": ModelConfig("resnext", 20, 4, 4),
 }
-# What a self-check has time for: networks and how many of their steps (None: all of them). The small WideResNet is
-# always there, since it alone has a temperature, a lambda_u and a warm-up that make a difference.
-LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": None},
-         "resnext": {"wideresnet-10-1-warmup": None, "resnext-20-4x4d": 1}}
+# What a self-check has time for: networks and how much of them. The small WideResNet is always there, since it alone
+# has a temperature, a lambda_u and a warm-up that make a difference. It also shows how a step goes on behind the loss.
+ALL_STEPS, FIRST_FORWARD = "all steps", "the forward pass of the first step"
+LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": ALL_STEPS},
+         "resnext": {"wideresnet-10-1-warmup": ALL_STEPS, "resnext-20-4x4d": FIRST_FORWARD}}
 _SHA256 = {
     "resnext-20-4x4d": "ab54d82134ae350c25995227aedd5994bdfa5609294e5d526867c84dbd0efb3d",
     "schedule-randaugment": "82ca0be010d633a45cdabe5919bdcc5cb53983fadfd3d40cfd5c98fecee5e125",
@@ -56,11 +58,11 @@ def rows(case: Case, thorough: bool = True) -> Iterator[Row]:
     Raises GoldenError where a file is missing or is not the recorded one; all are verified either way.
     """
     files = {name: read(name) for name in _SHA256}
-    networks = dict.fromkeys(NETWORKS) if thorough else LIGHT[case.config.model.arch]
+    networks = dict.fromkeys(NETWORKS, ALL_STEPS) if thorough else LIGHT[case.config.model.arch]
     for side in _sides(thorough):
         yield from _rules(side, files[RULES])
-        for name, steps in networks.items():
-            yield from _network(side, name, files[name], steps)
+        for name, extent in networks.items():
+            yield from _network(side, name, files[name], extent)
 
 
 def read(name: str) -> Mapping[str, np.ndarray]:
@@ -104,12 +106,16 @@ def _build(side: Production, config: Config, settings: dict):
         side.algorithm.build_model = build_model
 
 
-def _network(side: Production, name: str, golden: Mapping, steps: int | None) -> Iterator[Row]:
-    """The first `steps` training steps of one network, or all of them and an evaluation."""
+def _network(side: Production, name: str, golden: Mapping, extent: str) -> Iterator[Row]:
+    """The training steps of one network and an evaluation, or the first forward pass alone."""
     label, settings = f"{side.prefix}{name}", json.loads(str(golden["settings"]))
     try:
-        for section, ours in _trace(side, _config(name, settings), settings, golden, steps):
-            yield from _judge(label, ours, golden, _in_order(golden, section))
+        trace = _first_forward if extent == FIRST_FORWARD else _trace
+        for section, ours in trace(side, _config(name, settings), settings, golden):
+            keys = _in_order(golden, section)
+            if extent == FIRST_FORWARD:
+                ours, keys = {k: a for k, a in ours.items() if _of_forward(k)}, [*filter(_of_forward, keys)]
+            yield from _judge(label, ours, golden, keys)
     except CheckpointError as error:
         yield Row(f"{label}/state", np.inf, np.inf, False, str(error))
 
@@ -125,13 +131,25 @@ def _config(name: str, settings: dict) -> Config:
         ema=EMAConfig(decay=s["ema_decay"]))
 
 
-def _trace(side: Production, config: Config, settings: dict, golden: Mapping, steps: int | None):
+def _first_forward(side: Production, *arguments):
+    """The first of `_trace`, with a step that ends with the loss."""
+    with mock.patch.object(side.algorithm, "update"):
+        yield next(_trace(side, *arguments))
+
+
+def _of_forward(key: str) -> bool:
+    """Whether a forward pass decides it: all up to the loss, and running statistics."""
+    kind, _, tensor = key.split("/", 1)[1].partition("/")
+    return not tensor or (kind == "state" and tensor.endswith(("running_mean", "running_var")))
+
+
+def _trace(side: Production, config: Config, settings: dict, golden: Mapping):
     """(section, {key: array}) of each step, then of the evaluation, under the golden's keys."""
     with side.precision("float64"):
         state = _build(side, config, settings)
-        outputs, gradients, recorded = [], {}, sum(key.endswith("/lr") for key in golden)
+        outputs, gradients = [], {}
         side.watch(state, outputs, gradients)
-        for at in range(recorded if steps is None else steps):
+        for at in range(sum(key.endswith("/lr") for key in golden)):
             given = {n: golden[f"step{at}/input/{n}"] for n in ("x", "targets_x", "u_w", "u_s")}
             batch = Batch(**given, targets_u=np.zeros(len(given["u_w"]), np.int64))  # what is unlabeled has no part
             outputs.clear()
@@ -144,9 +162,8 @@ def _trace(side: Production, config: Config, settings: dict, golden: Mapping, st
                                   ("state", side.state(state.model)), ("ema", side.state(state.ema.average))):
                 ours |= {f"{kind}/{n}": a for n, a in tensors.items()}
             yield f"step{at}", {f"step{at}/{n}": a for n, a in ours.items()}
-        if steps is None or steps == recorded:
-            yield "eval", {"eval/raw_logits": side.predict(state, state.model, batch.u_s),
-                           "eval/ema_logits": side.predict(state, state.ema.average, batch.u_s)}
+        yield "eval", {"eval/raw_logits": side.predict(state, state.model, batch.u_s),
+                       "eval/ema_logits": side.predict(state, state.ema.average, batch.u_s)}
 
 
 def _in_order(golden: Mapping, section: str) -> list[str]:

@@ -11,6 +11,31 @@ from fixmatch import process
 from parity.stages import NOTHING_PROVEN
 
 
+class Turns:
+    """Places in a row that two processes share: the second goes through it from the front, and the first, whenever it
+    has time, from the back, until they meet."""
+
+    def __init__(self):
+        self._taken = _context().Array("q", [0, 0])  # from the front, from the back
+
+    def from_front(self, count: int) -> Iterator[int]:
+        """The places 0, 1, ... of `count`, as far as this process gets."""
+        return self._take(count, 0)
+
+    def from_back(self, count: int) -> Iterator[int]:
+        """The places count - 1, count - 2, ..."""
+        return (count - 1 - place for place in self._take(count, 1))
+
+    def _take(self, count: int, end: int) -> Iterator[int]:
+        while True:
+            with self._taken.get_lock():
+                place = self._taken[end]
+                if sum(self._taken) >= count:
+                    return
+                self._taken[end] += 1
+            yield place
+
+
 class Died(RuntimeError):
     """The second process ended before its generator did; the message is one line."""
 
@@ -22,7 +47,7 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     Yields an iterator over what the generator yields. It raises Died where the process ends too soon, and as the
     generator does where that raises one of stages.NOTHING_PROVEN.
     """
-    context = multiprocessing.get_context("fork" if process.can_fork() else "spawn")
+    context = _context()
     receiver, sender = context.Pipe(duplex=False)
     second = context.Process(target=_send, args=(sender, receiver, generator, arguments))
     second.start()
@@ -34,6 +59,10 @@ def in_second_process(generator: Callable[..., Iterator], *arguments) -> Iterato
     finally:
         process.kill(second.pid)
         second.join()
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    return multiprocessing.get_context("fork" if process.can_fork() else "spawn")
 
 
 def _send(sender: Connection, receiver: Connection, generator: Callable[..., Iterator], arguments: tuple) -> None:

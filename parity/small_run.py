@@ -44,7 +44,7 @@ def _confident_model(arch: str, num_classes: int, **shape):
     return model
 
 
-def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
+def short_config(case: Case, folder: pathlib.Path, steps: int, eval_every: int = 2) -> Config:
     """The case's configuration with a batch, a data set and a number of steps that take seconds."""
     config, train = case.config, case.config.train
     sections = {
@@ -52,7 +52,7 @@ def short_config(case: Case, folder: pathlib.Path, steps: int) -> Config:
         "model": {"init": ""},
         "data": {"num_labeled": case.num_classes, "labels_per_class": (), "split_file": "", "fold": None},
         "train": {"batch_size": min(train.batch_size, case.batch_size), "mu": min(train.mu, case.mu),
-                  "total_steps": steps, "eval_every": 2, "eval_batch_size": 7},
+                  "total_steps": steps, "eval_every": eval_every, "eval_batch_size": 7},
         "ssl": {"supervised_steps": min(config.ssl.supervised_steps, 1)},
         "optim": {"warmup_steps": min(config.optim.warmup_steps, 2)},
         "parity": {"enabled": False}}

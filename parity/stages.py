@@ -58,17 +58,19 @@ def compared(name: str, mode: str, ours: Callable[[Case], Trace], reference: Cal
     return Stage(name, mode, "float64", lambda case: compare(ours(case), reference(case)), ours, reference)
 
 
-def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) -> dict[str, Stage]:
+def stages(steps: int = 3, thorough: bool = True, threads: int | None = None,
+           turns: Callable[[int], Iterable[int]] = range) -> dict[str, Stage]:
     """All stages by name, in the order of diagnosis.
 
     Args:
         steps: free-running steps of `train`.
-        thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small network. A
+        thorough: False for what fits the time of a self-check, whose stages in ABOUT_FILES take a small WideResNet. A
             large network then takes two free steps at most, and a small one before it all.
         threads: of the operators that train; None: as many as a run that is started here would use.
+        turns: as of `operators.rows`.
     """
     def about_files(case: Case) -> Case:
-        return case if thorough else case.on_a_small_network()
+        return case if thorough else case.on_a_small_network("wideresnet")
 
     def free_steps(case: Case) -> tuple:
         count = steps if thorough or not case.large else min(steps, 2)
@@ -82,7 +84,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("schedule", "-", *_both_sides("learning_rate", _schedule_probe)),
         compared("augment", "-", augment.ours, augment.reference),
         Stage("data", "-", "uint8", lambda case: batches.rows(case, thorough), needs_torch=False),
-        Stage("operators", "train+eval", "float32", lambda case: operators.rows(case, thorough, threads),
+        Stage("operators", "train+eval", "float32", lambda case: operators.rows(case, thorough, threads, turns),
               needs_torch=False),
         compared("forward", "eval+train", *_both_sides("forward")),
         compared("metric", "eval", *_both_sides("metric", _metric_probe)),
@@ -92,7 +94,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
         compared("ema", "train", *_both_sides("average", lambda case: (3,))),
         compared("scaler", "train", *map(_on_the_smallest_network, _both_sides("scaler_alone"))),
         train if thorough else train._replace(rows=lambda case: _small_first(train.rows, case)),
-        Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case)),
+        Stage("run", "train+eval", "float32", lambda case: _with_torch("dry_run", case, thorough)),
         Stage("resume", "train", "float32", lambda case: resume.rows(about_files(case)), needs_torch=False),
         Stage("convert", "eval", "float32", lambda case: _with_torch("convert_stage", about_files(case))),
         Stage("ranks", "train", "float64", ranks.rows, needs_torch=False),
@@ -100,9 +102,9 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None) ->
     return {stage.name: stage for stage in table}
 
 
-def _with_torch(module: str, case: Case) -> Iterator[Row]:
+def _with_torch(module: str, *arguments) -> Iterator[Row]:
     """The rows of a stage whose module loads Torch, which is not installed everywhere."""
-    return importlib.import_module(f"parity.{module}").rows(case)
+    return importlib.import_module(f"parity.{module}").rows(*arguments)
 
 
 def _small_first(rows: Callable[[Case], Iterator[Row]], case: Case) -> Iterator[Row]:
@@ -188,13 +190,33 @@ def _rank(result: StageResult) -> int:
 def of_self_check(part: str, case: Case) -> list[str]:
     """The stages that a self-check has time for: "all", or the share of the "first" or "second" of two processes.
 
-    For those about files it has none if the network is large. The second process has stages that need no Torch, which
-    takes seconds to load; of a large network, production's side of the stages in TOGETHER as well, and fewer others.
+    For those about files it has none if the network is large, and what trains without a loss scale needs no `scaler`.
+    The second process has stages without Torch, which takes seconds to load; of a large network, production's side of
+    the stages in TOGETHER, and no others. Both have the operators, of which each takes some, and which come last.
     """
-    second = ("operators",) if case.large else (
-        "reference", "config", "augment", "data", "operators", "resume")
-    return [name for name in SELF_CHECK if not (case.large and name in ABOUT_FILES)
-            and part in ("all", "second" if name in second else "first")]
+    second = () if case.large else ("reference", "config", "augment", "data", "resume")
+    names = [name for name in SELF_CHECK if not (case.large and name in ABOUT_FILES)
+             and (name != "scaler" or case.config.train.amp == "float16")]
+    if part == "all":
+        return names
+    return [*(n for n in names if n != "operators" and (n in second) == (part == "second")), "operators"]
+
+
+def merged(results: Iterable[StageResult]) -> list[StageResult]:
+    """One result of each stage: of one that two processes share the rows of both, those of the later result first,
+    since the second process begins with the network's first operators.
+    """
+    whole: dict[str, StageResult] = {}
+    for result in results:
+        other = whole.get(result.stage)
+        if other is None:
+            whole[result.stage] = result
+            continue
+        both = StageResult(result.stage, result.dtype, result.mode, seconds=result.seconds + other.seconds)
+        for row in (*result.rows, *other.rows):
+            _note(both, row)
+        whole[result.stage] = both
+    return list(whole.values())
 
 
 def production_side(case: Case) -> Side:
@@ -247,9 +269,9 @@ def run_together(rows: Iterator[Row]) -> dict[str, StageResult]:
 def rows_together(case: Case, large_side: Callable[[Case], Side] = production_side) -> Iterator[Row]:
     """One network is built on each side, evaluated, and trained for two steps.
 
-    A large network takes one step; fresh weights, and what comes with the second step, are looked at on a small one
-    before. Digests of the two sides are compared, which are not in memory together; the reference's are those of a
-    golden where this case is recorded, as the published networks are.
+    A large network takes one step; fresh weights are looked at on a small one before, and what comes with the second
+    step on a small WideResNet. Digests of the two sides are compared, which are not in memory together; the reference's
+    are those of a golden where this case is recorded, as the published networks are.
 
     Args:
         large_side: what gives production's side of a large network; another process may have computed it.
@@ -257,7 +279,8 @@ def rows_together(case: Case, large_side: Callable[[Case], Side] = production_si
     if not case.large:
         yield from compare(whole(case), whole_reference(case))
         return
-    yield from rows_together(case.on_a_small_network().small())
+    yield from compare(*(side(case.on_a_small_network()) for side in _both_sides("fresh")))
+    yield from rows_together(case.on_a_small_network("wideresnet").small())
     name = goldens.recorded(case)
     theirs = goldens.read(name, goldens.WHOLE) if name else list(goldens.digest(whole_reference(case)))
     gc.collect()  # networks know themselves in a circle

@@ -13,7 +13,8 @@ one of the most pixels, whose sums are the longest.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from unittest import mock
 
 import numpy as np
 import paddle
@@ -43,7 +44,8 @@ _SMALL = ((5, ((9, 6), (5, 4), (3, 2))), (33, ((4, 7), (3, 4), (2, 3))))
 _SMALLEST = ((33, ((2, 2),)),)
 
 
-def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iterator[Row]:
+def rows(case: Case, thorough: bool = False, threads: int | None = None,
+         turns: Callable[[int], Iterable[int]] = range) -> Iterator[Row]:
     """One row for each tensor of each call: the network's calls in its order, of each first the small batches.
 
     A row's `relative` is its largest error over the largest element of the truth; it passes if that and the relative L2
@@ -53,23 +55,32 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None) -> Iter
         case: whose config, num_classes and seed are used; the sizes are the run's, not the case's.
         thorough: cut the batches of the run's maps less.
         threads: of the kernels and Paddle's operators; None: as many as a run that is started here would use.
+        turns: given how many calls there are, the places of those to try here; another process may have the others.
     """
     with _as_the_run(case, threads) as amp:
-        yield _joint_forward(case)
         calls = distinct_calls(case)
-        for number, call in enumerate(calls):
-            if call.kind == "unknown":
-                yield Row(f"{call.label}/call", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
-                continue
-            favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
-            share = (_THOROUGH if thorough else 1) / len(calls)
-            small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALLEST
-            batches = _batches(case, call, share, _FAVOUR if favoured else 1, small)
-            for part, (batch, size, distinct) in enumerate(batches):
-                modes = ("train", "eval") if thorough or part < len(small) else ("train",)
-                rng = np.random.default_rng([case.seed, number, part])
-                probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
-                yield from _judged(probe, _roundoff(amp))
+        tried = ((place, _rows_of(case, calls, place, thorough, amp)) for place in turns(len(calls)))
+        for _, found in tried if turns is range else sorted((place, [*found]) for place, found in tried):
+            yield from found
+
+
+def _rows_of(case: Case, calls: list[Call], place: int, thorough: bool, amp: str | None) -> Iterator[Row]:
+    """The rows of the call at this place, and before the first one's that of the joint forward pass."""
+    if place == 0:
+        yield _joint_forward(case)
+    call = calls[place]
+    if call.kind == "unknown":
+        yield Row(f"{call.label}/call", np.inf, np.inf, False, f"{call.layer}: no float64 truth for this layer")
+        return
+    favoured = min((c for c in calls if c.algorithm == call.algorithm), key=_first_favoured) is call
+    share = (_THOROUGH if thorough else 1) / len(calls)
+    small = _SMALL if thorough or call.weights <= _MANY_WEIGHTS else _SMALLEST
+    batches = _batches(case, call, share, _FAVOUR if favoured else 1, small)
+    for part, (batch, size, distinct) in enumerate(batches):
+        modes = ("train", "eval") if thorough or part < len(small) else ("train",)
+        rng = np.random.default_rng([case.seed, place, part])
+        probe = Probe(call, batch, size, distinct, modes, case.config.model.bn_momentum, amp, rng)
+        yield from _judged(probe, _roundoff(amp))
 
 
 def _joint_forward(case: Case) -> Row:
@@ -80,10 +91,11 @@ def _joint_forward(case: Case) -> Row:
     batch = batch._replace(index_u=np.arange(len(batch.u_w)) % unlabeled)
     state = algorithm.build_state(case.short_config(), case.num_classes, case.mean, case.std, unlabeled, label_counts)
     state.model.register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
-    if case.config.ssl.mode == "none":
-        algorithm.supervised_step(state, batch)
-    else:
-        algorithm.train_step(state, batch, case.config.ssl)
+    with mock.patch.object(algorithm, "update"):  # which has no forward pass
+        if case.config.ssl.mode == "none":
+            algorithm.supervised_step(state, batch)
+        else:
+            algorithm.train_step(state, batch, case.config.ssl)
     return exact("joint forward/images", np.array(seen), np.array([batch_size(case)]))
 
 

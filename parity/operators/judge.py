@@ -16,6 +16,7 @@ _LARGEST = 10.0  # the gate on the largest difference over the largest element o
 # No tensor of a probe has all its elements below this, unless they are exactly 0 (what a running statistic with a
 # momentum of 1 gains): then rounding is not divided by rounding.
 _FLOOR = 1e-7
+_AT_ONCE = 1 << 16  # elements that are compared at once: they fit the cache
 
 
 class Pair(NamedTuple):
@@ -51,15 +52,20 @@ def judge(pair: Pair, tensor: str, layer: str, roundoff: float) -> Row:
 def errors(pair: Pair) -> tuple[float, float, float]:
     """The largest difference, this over the largest element of the truth, and the relative L2 error. NaN where ours
     has one."""
-    ours, truth = (pair.ours, pair.truth) if pair.of_images else (pair.ours[None], pair.truth[None])
-    extremes, squares, squares_of_truth = [], 0.0, 0.0
-    for k, expected in enumerate(truth):
-        difference = ours[k::len(truth)] - expected.astype(np.float32)
-        extremes += [difference.max(), -difference.min()]
-        squares += float(np.vdot(difference, difference))
-        squares_of_truth += len(difference) * float(np.vdot(expected, expected))
-    absolute = float(np.max(extremes))
-    return (absolute, absolute / max(float(np.abs(truth).max()), _FLOOR),
+    ours, truth = (a if pair.of_images else a.reshape(-1) for a in (pair.ours, pair.truth))  # images, or numbers
+    absolute, largest, squares, squares_of_truth = [0.0], [_FLOOR], 0.0, 0.0
+    at_once = max(1, _AT_ONCE * len(truth) // max(1, truth.size))
+    for first in range(0, len(truth), at_once):
+        expected = truth[first:first + at_once].astype(np.float32)
+        largest.append(np.abs(expected).max())
+        for start in range(first, len(ours), len(truth)):  # the batch repeats its images
+            found = ours[start:start + len(expected)]
+            difference = found - expected[:len(found)]
+            squares += float(np.vdot(difference, difference))
+            squares_of_truth += float(np.vdot(expected[:len(found)], expected[:len(found)]))
+            absolute.append(np.abs(difference, out=difference).max())
+    worst = float(np.max(absolute))  # which, unlike max(), keeps a NaN
+    return (worst, worst / float(max(largest)),
             float(np.sqrt(squares) / max(np.sqrt(squares_of_truth), _FLOOR * np.sqrt(ours.size))))
 
 

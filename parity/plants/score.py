@@ -95,7 +95,7 @@ def outcome_of(name: str) -> Outcome:
     plant = PLANTS[name]
     case = case_of(plant)
     failed = _failed(name, case, thorough=False)
-    by_self_check = any(result.stage in stages.SELF_CHECK for result in failed)
+    by_self_check = any(result.stage in stages.of_self_check("all", case) for result in failed)
     first = stages.first_failure(failed or _failed(name, case, thorough=True))
     if first is None:
         return Outcome(name, "", False, None, "")
@@ -124,7 +124,7 @@ def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
                 failed.append(result)
             names = {result.stage for result in failed}
             named = names - {"reference"} or (names and result.stage in stages.END_TO_END)
-            if named and names & set(stages.SELF_CHECK):
+            if named and names & set(stages.of_self_check("all", case)):
                 break
     return failed
 

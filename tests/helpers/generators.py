@@ -18,6 +18,10 @@ def counts(up_to: int, size: int, then: pathlib.Path):
     then.touch()
 
 
+def takes(turns, count: int):
+    yield from turns.from_front(count)
+
+
 def dies():
     yield 1
     os.abort()

@@ -12,7 +12,8 @@ from running import ROOT, runs, tool_environment
 
 from fixmatch.data import DataError
 from parity import goldens, prove, stages
-from parity.second_process import Died, in_second_process
+from parity.compare import Row
+from parity.second_process import Died, Turns, in_second_process
 
 SHARE = """
 import sys
@@ -38,7 +39,7 @@ def check(tmp_path, *arguments, large: float) -> tuple[int, dict]:
 def test_two_processes_do_all_of_the_self_check(large, tmp_path):
     code, found = check(tmp_path, large=large)
     assert code == 0, found["verdict"]
-    left_out = stages.ABOUT_FILES if large == 3e5 else ()
+    left_out = ("scaler", *(stages.ABOUT_FILES if large == 3e5 else ()))
     assert [stage["stage"] for stage in found["stages"]] == [n for n in stages.SELF_CHECK if n not in left_out]
     backward = next(stage for stage in found["stages"] if stage["stage"] == "backward")
     assert (backward["tensors"] > 60) == (large == 3e5)  # of a large network and of the small one, which has 55
@@ -123,15 +124,53 @@ def test_what_it_has_started_does_not_outlive_the_block():
     assert not runs(pid)
 
 
-def test_a_side_that_nobody_has_asked_for_is_no_result(monkeypatch):
-    """As where production raises on the network that is looked at before the large one."""
+def passed(name: str, tensor: str) -> stages.StageResult:
+    return stages.StageResult(name, "float32", "train", [Row(tensor, 0.0, 0.0, True)])
+
+
+@pytest.mark.parametrize("delivered", [("first",), ("second",), ("first", "second")])
+def test_what_a_process_has_not_delivered_has_not_passed(delivered, monkeypatch):
+    """Nor is a side that nobody has asked for a result, as where production raises before the large network."""
     pytest.importorskip("torch")
     case, every = goldens.CASES["wideresnet-28-8"], stages.stages(thorough=False)
-    monkeypatch.setattr(prove, "_share", lambda part, *_: iter([stages.StageResult("forward", "float64", "train")]))
-    second = iter([[("step 0 losses", {})], stages.StageResult("operators", "float32", "train")])
-    report = prove.self_check(case, every, True, second)
-    assert "PARITY FAIL" in report.verdict()
+    first = [passed(name, "its") for name in stages.of_self_check("first", case)
+             if name != "operators" or "first" in delivered]
+    second = [[("step 0 losses", {})], *([passed("operators", "other")] if "second" in delivered else [])]
+    monkeypatch.setattr(prove, "_share", lambda part, *_: iter(first))
+    report = prove.self_check(case, every, True, iter(second))
     assert sorted(result.stage for result in report.results) == sorted(stages.of_self_check("all", case))
+    failed = [result.stage for result in report.results if not result.passed]
+    assert failed == ([] if len(delivered) == 2 else ["operators"])
+    if not failed:
+        shared = next(result for result in report.results if result.stage == "operators")
+        assert [row.tensor for row in shared.rows] == ["other", "its"]
+
+
+def test_of_a_stage_that_two_processes_share_the_first_fault_is_named():
+    wrong = Row("conv2d 1x1 64->256, 5x9x6/weight gradient", 1.0, 1.0, False)
+    first, second = passed("operators", "late"), passed("operators", "early")
+    late = wrong._replace(tensor="conv2d 1x1 512->1024, 5x9x6/weight gradient")
+    for result, row in ((first, late), (second, wrong)):
+        result.rows.append(row)
+        result.first_divergence = row
+    one, = stages.merged([first, second])
+    assert [row.passed for row in one.rows] == [True, False, True, False]
+    assert one.first_divergence is wrong
+    assert not one.passed
+    assert "backward pass of this operator" in one.hint
+
+
+def test_turns_are_taken_once_from_both_ends(tmp_path):
+    """By two processes at the same time, and by one alone whose other has none left."""
+    turns, mine = Turns(), []
+    with in_second_process(generators.takes, turns, 400) as second:
+        mine += turns.from_back(400)
+        theirs = list(second)
+    assert sorted(mine + theirs) == list(range(400))
+    assert theirs == sorted(theirs)
+    assert mine == sorted(mine, reverse=True)
+    assert list(turns.from_front(400)) == list(turns.from_back(400)) == []
+    assert list(Turns().from_back(3)) == [2, 1, 0]
 
 
 FIRST_DIES = """

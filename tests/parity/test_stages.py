@@ -10,7 +10,7 @@ import pytest
 from running import ROOT, first_of
 
 from fixmatch import losses
-from fixmatch.config import SSLConfig
+from fixmatch.config import SSLConfig, TrainConfig
 from fixmatch.models import wideresnet
 from parity import goldens, prove, stages
 from parity.case import small_case
@@ -154,6 +154,10 @@ def test_nothing_compared_is_no_pass():
 def test_the_two_processes_of_a_self_check_share_its_stages(name):
     case = goldens.CASES[name]
     first, second, every = (stages.of_self_check(part, case) for part in ("first", "second", "all"))
-    assert sorted(first + second) == sorted(every)
+    assert sorted(first + second) == sorted([*every, "operators"])  # which both have
+    assert first[-1] == second[-1] == "operators"
     assert set(every) <= set(stages.SELF_CHECK)
-    assert set(stages.SELF_CHECK) - set(every) == (set(stages.ABOUT_FILES) if case.large else set())
+    left_out = {"scaler"} | (set(stages.ABOUT_FILES) if case.large else set())
+    assert set(stages.SELF_CHECK) - set(every) == left_out
+    scaled = dataclasses.replace(case, config=dataclasses.replace(case.config, train=TrainConfig(amp="float16")))
+    assert "scaler" in stages.of_self_check("all", scaled)
