@@ -192,6 +192,13 @@ def test_agrees_with_scipy_on_a_larger_table():
     assert draws.independent(draws.Column(one, 5), draws.Column(other, 7)).p == pytest.approx(p, rel=1e-9)
 
 
+@pytest.mark.parametrize("freedom", [1, 2, 13, 63, 168, 5000])
+def test_chance_agrees_with_scipy(freedom):
+    for statistic in freedom * np.array([0.01, 0.5, 1, 1.2, 2]) + np.array([0, 1, 10, 50, 300]):
+        expected = stats.chi2.sf(statistic, freedom)
+        assert draws._by_chance(statistic, freedom) == pytest.approx(expected, rel=1e-10, abs=1e-300)
+
+
 def test_columns_together():
     columns = [draws.Column(np.array([[0, 1, 1]]), 2), draws.Column(np.array([[2, 0, 1]]), 3)]
     assert draws.together(columns).codes.tolist() == [[2, 3, 4]]
