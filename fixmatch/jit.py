@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from unittest import mock
 
 import numba.np.linalg
 
@@ -26,7 +25,9 @@ def _load_array_functions() -> None:
 
     That takes 0.4 s, and only matrix products in compiled code need it: they look for it themselves.
     """
-    ensure_blas = numba.np.linalg.ensure_blas
-    with mock.patch.object(numba.np.linalg, "ensure_blas"):
+    ensure_blas, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
+    try:
         from numba.np import arraymath
+    finally:
+        numba.np.linalg.ensure_blas = ensure_blas
     arraymath.ensure_blas = ensure_blas  # the module keeps what it has imported

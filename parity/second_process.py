@@ -13,18 +13,23 @@ from parity.stages import NOTHING_PROVEN
 
 class Turns:
     """Places in a row that two processes share: the second goes through it from the front, and the first, whenever it
-    has time, from the back, until they meet."""
+    has time, from the back, until they meet.
+
+    Where the system has no semaphores (in a container without /dev/shm, say) the second takes all of them.
+    """
 
     def __init__(self):
-        self._taken = _context().Array("q", [0, 0])  # from the front, from the back
+        self._taken = None  # from the front, from the back
+        with contextlib.suppress(ImportError, OSError):
+            self._taken = _context().Array("q", [0, 0])
 
     def from_front(self, count: int) -> Iterator[int]:
         """The places 0, 1, ... of `count`, as far as this process gets."""
-        return self._take(count, 0)
+        return self._take(count, 0) if self._taken else iter(range(count))
 
     def from_back(self, count: int) -> Iterator[int]:
         """The places count - 1, count - 2, ..."""
-        return (count - 1 - place for place in self._take(count, 1))
+        return (count - 1 - place for place in (self._take(count, 1) if self._taken else ()))
 
     def _take(self, count: int, end: int) -> Iterator[int]:
         while True:

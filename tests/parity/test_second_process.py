@@ -1,6 +1,7 @@
 """A second process that does its share: nothing of it is lost, and its end is noticed."""
 
 import json
+import multiprocessing.context
 import os
 import subprocess
 import sys
@@ -171,6 +172,16 @@ def test_turns_are_taken_once_from_both_ends(tmp_path):
     assert mine == sorted(mine, reverse=True)
     assert list(turns.from_front(400)) == list(turns.from_back(400)) == []
     assert list(Turns().from_back(3)) == [2, 1, 0]
+
+
+def test_without_semaphores_the_second_process_takes_all_turns(monkeypatch):
+    def none_left(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Array", none_left)
+    turns = Turns()
+    assert list(turns.from_back(3)) == []
+    assert list(turns.from_front(3)) == [0, 1, 2]
 
 
 FIRST_DIES = """
