@@ -94,8 +94,9 @@ def share_of_second(case: Case, every: dict[str, Stage], torch: bool) -> Iterato
 
 def _share(part: str, case: Case, every: dict[str, Stage], torch: bool,
            large_side: Callable[[Case], stages.Side] = stages.production_side) -> Iterator[StageResult]:
-    """Of a large network the stages of one network wait for the second process. So they come first where the mirror has
-    its side of them to compute meanwhile, and last where that is recorded."""
+    """The operators, which both processes share, come last. Of a large network the stages of one network wait for the
+    second process: they come first where the mirror has its side of them to compute meanwhile, else just before those.
+    """
     recorded = goldens.recorded(case.small()) is not None
     chosen = sorted(stages.of_self_check(part, case), key=lambda name: (
         name == "operators", (name in stages.TOGETHER) == recorded))

@@ -59,8 +59,10 @@ def rows(case: Case, thorough: bool = False, threads: int | None = None,
     """
     with _as_the_run(case, threads) as amp:
         calls = distinct_calls(case)
-        tried = ((place, _rows_of(case, calls, place, thorough, amp)) for place in turns(len(calls)))
-        for _, found in tried if turns is range else sorted((place, [*found]) for place, found in tried):
+        by_place = ((place, _rows_of(case, calls, place, thorough, amp)) for place in turns(len(calls)))
+        if turns is not range:  # one that goes backwards: then all is computed first
+            by_place = sorted((place, [*found]) for place, found in by_place)
+        for _, found in by_place:
             yield from found
 
 
