@@ -19,7 +19,6 @@ from parity.subject import precision
 
 SIZE = 32
 _OBLONG = ((21, 32), (32, 21))  # height and width of the images on which what is mixed up shows
-_MAGNITUDES, _OF_OBLONG = tuple(range(1, 10)), (1, 4, 9)
 _OPS = ("AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Posterize", "Rotate", "Sharpness",
         "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY")
 _STATISTICS = {  # mean and std, Krizhevsky's training images
@@ -42,12 +41,12 @@ def probe_images(seed: int, size: int = SIZE) -> np.ndarray:
                      np.zeros_like(noise), np.full_like(noise, 255), np.full_like(noise, 128)]).astype(np.uint8)
 
 
-def _single_operation_plans(count: int, magnitudes: tuple[int, ...]) -> dict[str, randaugment.Plan]:
-    """For each operation: these magnitudes on each of `count` images, as one plan.
+def _single_operation_plans(count: int) -> dict[str, randaugment.Plan]:
+    """For each operation: every magnitude 1..9 on each of `count` images, as one plan of 9 * count.
 
     Each magnitude has its sign negated on every other image, and the next one on those between.
     """
-    magnitude, image = np.repeat(magnitudes, count), np.tile(np.arange(count), len(magnitudes))
+    magnitude, image = np.repeat(np.arange(1, 10), count), np.tile(np.arange(count), 9)
     negated = (magnitude + image) % 2 == 1
     plans = {}
     for op, name in enumerate(_OPS):
@@ -100,7 +99,7 @@ def reference(case: Case) -> Trace:
 
 
 def _pictures(seed: int, apply: Callable, weak_and_strong: Callable) -> Trace:
-    """Every operation on each of the images, and random views of them; of oblong images, too, with fewer magnitudes.
+    """Every operation on each of the images, and random views of them; of oblong images, too.
 
     Args:
         apply: (images, plan) -> uint8 [N, H, W, 3], of a randaugment.Plan.
@@ -110,9 +109,8 @@ def _pictures(seed: int, apply: Callable, weak_and_strong: Callable) -> Trace:
     oblong = {f" {h}x{w}": np.ascontiguousarray(square[:2, :h, :w]) for h, w in _OBLONG}
     for label, images in {"": square, **oblong}.items():
         count, (height, width) = len(images), images.shape[1:3]
-        plans = _single_operation_plans(count, _OF_OBLONG if label else _MAGNITUDES)
-        yield f"operations{label}", {name: apply(np.tile(images, (len(plan.op) // count, 1, 1, 1)), plan)
-                                     for name, plan in plans.items()}
+        yield f"operations{label}", {name: apply(np.tile(images, (9, 1, 1, 1)), plan)
+                                     for name, plan in _single_operation_plans(count).items()}
         plan = _random_plan(seed, 40 * count, height, width)
         weak, strong = weak_and_strong(images, np.tile(np.arange(count), 40), plan)
         yield f"views{label}", {"weak": weak, "strong": strong}

@@ -148,7 +148,13 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
 
     with precision(dtype):
         found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), images, labels, batch_size)
-    yield "metric", {name: np.array(value) for name, value in found.items()}
+    confusion = np.zeros((case.num_classes, case.num_classes), np.int64)
+    for true, predicted in zip(labels, table.argmax(axis=1), strict=True):
+        confusion[true, predicted] += 1
+    seen = confusion.sum(axis=1)
+    per_class = np.where(seen > 0, 100.0 * confusion.diagonal() / np.maximum(seen, 1), -1.0)
+    yield "metric", {**{name: np.array(value) for name, value in found.items()}, "per_class": per_class,
+                     "confusion": confusion}
     yield "summary", {name: np.array(value) for name, value in evaluation.summarize(history).items()}
 
 

@@ -41,8 +41,9 @@ NETWORKS = {
 }
 # What a self-check has time for: networks and how many of their steps (None: all of them, and an evaluation; 0: the
 # forward pass of the first). The small WideResNet is always there, since it alone has a temperature, a lambda_u and a
-# warm-up that make a difference; its first step, which the warm-up gives a rate of 0, has no momentum yet.
-LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": 2}, "resnext": {"wideresnet-10-1-warmup": 2, "resnext-20-4x4d": 0}}
+# warm-up that make a difference, and shows what comes with later steps.
+LIGHT = {"wideresnet": {"wideresnet-10-1-warmup": None},
+         "resnext": {"wideresnet-10-1-warmup": None, "resnext-20-4x4d": 0}}
 _SHA256 = {
     "resnext-20-4x4d": "ab54d82134ae350c25995227aedd5994bdfa5609294e5d526867c84dbd0efb3d",
     "schedule-randaugment": "82ca0be010d633a45cdabe5919bdcc5cb53983fadfd3d40cfd5c98fecee5e125",

@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from fixmatch import process
 from parity.stages import NOTHING_PROVEN
 
+_PATIENCE = 5  # seconds, for what takes microseconds
+
 
 class Turns:
     """Places in a row that two processes share: the second goes through it from the front, and the first, whenever it
@@ -32,12 +34,15 @@ class Turns:
         return (count - 1 - place for place in (self._take(count, 1) if self._taken else ()))
 
     def _take(self, count: int, end: int) -> Iterator[int]:
-        while True:
-            with self._taken.get_lock():
-                place = self._taken[end]
-                if sum(self._taken) >= count:
-                    return
-                self._taken[end] += 1
+        lock = self._taken.get_lock()
+        while lock.acquire(timeout=_PATIENCE):  # a process that was killed in here keeps it
+            try:
+                place, left = self._taken[end], count - sum(self._taken)
+                self._taken[end] += left > 0
+            finally:
+                lock.release()
+            if left <= 0:
+                return
             yield place
 
 

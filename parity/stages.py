@@ -27,8 +27,8 @@ ABOUT_FILES = ("resume", "convert")  # and not about the network
 # The stages that a self-check takes from one network and its steps, by the sections of that trace ("step 0 losses").
 TOGETHER = {"forward": ("initial", "input", "eval activations"), "backward": ("activations", "losses", "gradients"),
             "optimizer": ("momentum", "weights"), "ema": ("buffers", "ema")}
-_TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("weights", "buffers", "ema")}
-_ONE_STEP = {0: ("activations", "losses", "gradients", "weights", "buffers", "ema")}  # weights move by the momentum
+_TWO_STEPS = {0: ("activations", "losses", "gradients", "momentum"), 1: ("momentum", "weights", "buffers", "ema")}
+_ONE_STEP = {0: ("activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")}
 _STEP_SECTIONS = ("lr", "activations", "losses", "gradients", "momentum", "weights", "buffers", "ema")
 
 NOTHING_PROVEN = (DataError, MemoryError)  # wrong by these: a damaged golden, or a machine too small

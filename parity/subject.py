@@ -172,7 +172,9 @@ def metric(case: Case, dtype: str, table: np.ndarray, labels: np.ndarray, images
 
     with precision(dtype):
         found = evaluation.evaluate(Lookup(), Normalize((0, 0, 0), (1, 1, 1)), Dataset(images, labels), batch_size)
-    yield "metric", {name: np.array(getattr(found, name)) for name in ("top1", "top5", "loss")}
+    per_class = np.array([-1.0 if percent is None else percent for percent in found.per_class])
+    yield "metric", {**{name: np.array(getattr(found, name)) for name in ("top1", "top5", "loss")},
+                     "per_class": per_class, "confusion": np.array(found.confusion)}
     yield "summary", {name: np.array(value) for name, value in evaluation.summarize(history).items()}
 
 

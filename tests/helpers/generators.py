@@ -22,6 +22,12 @@ def takes(turns, count: int):
     yield from turns.from_front(count)
 
 
+def keeps(lock):
+    lock.acquire()
+    yield "kept"
+    time.sleep(600)
+
+
 def dies():
     yield 1
     os.abort()

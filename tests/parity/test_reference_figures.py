@@ -97,7 +97,7 @@ def test_the_light_variant_takes_the_network_of_the_architecture(arch):
     assert all(row.passed for row in rows)
     assert {row.tensor.partition("/")[0] for row in rows} == {stage.RULES, *stage.LIGHT[arch]}
     forward = 8 + 2 * 22  # lr, logits, confidence, label, mask, three losses; statistics of as many batch norms
-    assert len(rows) == 18 + 2 * 128 + {"wideresnet": 0, "resnext": forward}[arch]
+    assert len(rows) == 18 + 514 + {"wideresnet": 0, "resnext": forward}[arch]
 
 
 WITHOUT_TORCH = """

@@ -12,7 +12,7 @@ import pytest
 from running import ROOT, runs, tool_environment
 
 from fixmatch.data import DataError
-from parity import goldens, prove, stages
+from parity import goldens, prove, second_process, stages
 from parity.compare import Row
 from parity.second_process import Died, Turns, in_second_process
 
@@ -172,6 +172,14 @@ def test_turns_are_taken_once_from_both_ends(tmp_path):
     assert mine == sorted(mine, reverse=True)
     assert list(turns.from_front(400)) == list(turns.from_back(400)) == []
     assert list(Turns().from_back(3)) == [2, 1, 0]
+
+
+def test_who_has_died_with_a_turn_in_hand_stops_nobody(monkeypatch):
+    monkeypatch.setattr(second_process, "_PATIENCE", 0.1)
+    turns = Turns()
+    with in_second_process(generators.keeps, turns._taken.get_lock()) as second:
+        assert next(second) == "kept"
+    assert list(turns.from_back(3)) == []
 
 
 def test_without_semaphores_the_second_process_takes_all_turns(monkeypatch):

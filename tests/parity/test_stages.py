@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from running import ROOT, first_of
 
-from fixmatch import losses
+from fixmatch import evaluation, losses, optimizer
 from fixmatch.config import SSLConfig, TrainConfig
 from fixmatch.models import wideresnet
 from parity import goldens, prove, stages
@@ -104,6 +104,39 @@ def test_a_bug_written_into_the_source_is_caught(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("PARITY FAIL ")
+
+
+@pytest.mark.parametrize(("field", "change"), [
+    ("confusion", lambda scores: np.transpose(scores.confusion).tolist()),
+    ("per_class", lambda scores: scores.per_class[1:] + scores.per_class[:1])])
+def test_what_is_said_of_single_classes_is_compared(field, change, monkeypatch):
+    pytest.importorskip("torch")
+    right = evaluation.score
+
+    def wrong(*args):
+        scores = right(*args)
+        return dataclasses.replace(scores, **{field: change(scores)})
+
+    monkeypatch.setattr(evaluation, "score", wrong)
+    result = stages.run_stage(stages.stages()["metric"], small_case("wideresnet", 0))
+    assert [row.tensor for row in result.rows if not row.passed] == [f"metric/{field}"]
+
+
+@pytest.mark.parametrize(("right_steps", "stage", "tensor"), [
+    (1, "optimizer", "step 1 momentum/"), (2, "reference", "wideresnet-10-1-warmup/step2/momentum/")])
+def test_momentum_that_goes_wrong_later_is_seen(right_steps, stage, tensor, monkeypatch):
+    pytest.importorskip("torch")
+    right, steps = optimizer.TwoGroupSGD.step, []
+
+    def wrong(self, *args):
+        right(self, *args)
+        steps.append(1)
+        for momentum in self.state().values() if len(steps) > right_steps else ():
+            momentum.scale_(1.001)
+
+    monkeypatch.setattr(optimizer.TwoGroupSGD, "step", wrong)
+    result, = stages.run_chosen([stage], small_case("wideresnet", 0).small(), stages.stages(thorough=False), {})
+    assert result.first_divergence.tensor.startswith(tensor)
 
 
 def test_a_supervised_run_passes_from_end_to_end():
