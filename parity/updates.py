@@ -58,8 +58,9 @@ def rows(label: str, config: Config, lr: float, before: Mapping[str, np.ndarray]
         yield near(f"{label} momentum/{name}", momentum[name], None, MOMENTUM_GATE)
     old_average, average = (as_torch(arrays, "ema") for arrays in (before, after))
     for old in _together(old_weights, old_average):
-        for name, expected in _averaged(old, weights, config.ema.decay).items():  # of the weights as they were recorded
-            yield near(f"{label} ema/{name}", average.get(name), expected, AVERAGE_GATE)
+        expected = _averaged(old, weights, config.ema.decay)  # of the weights as they were recorded
+        for name in old:
+            yield near(f"{label} ema/{name}", average.get(name), expected.pop(name), AVERAGE_GATE)
 
 
 def _together(names: Iterable[str], arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -139,6 +139,23 @@ def test_momentum_that_goes_wrong_later_is_seen(right_steps, stage, tensor, monk
     assert result.first_divergence.tensor.startswith(tensor)
 
 
+def test_what_is_updated_together_does_not_matter(monkeypatch):
+    """Of a large network few tensors are, of a small one all: the rows are the same but for rounding."""
+    pytest.importorskip("torch")
+    from parity import updates  # loads Torch
+
+    case, run = small_case("wideresnet", 0).small(), stages.stages(thorough=False)["run"]
+    together = stages.run_stage(run, case)
+    monkeypatch.setattr(updates, "_AT_ONCE", 1)
+    one_by_one = stages.run_stage(run, case)
+    assert [row.tensor for row in one_by_one.rows] == [row.tensor for row in together.rows]
+    assert sum(row.tensor.startswith("step 1 weights/") for row in together.rows) > 20
+    assert together.passed
+    assert one_by_one.passed
+    for one, other in zip(one_by_one.rows, together.rows, strict=True):
+        assert one.relative == pytest.approx(other.relative, rel=1e-3, abs=1e-9)
+
+
 def test_a_supervised_run_passes_from_end_to_end():
     """It logs and trains less than FixMatch, which is no fault."""
     case = small_case("wideresnet", 0).small()
