@@ -1,8 +1,8 @@
 """Recorded results of the Torch side, for machines without Torch, and for networks of which they take long.
 
-Of every tensor a golden keeps its norm and three sums with random signs, in float64: a single element
-that is off shows in each. Inputs and weights come from numpy seeds, so they are not recorded. Written by
-`tools/parity.py --write-goldens`.
+Of every tensor a golden keeps its norm and three sums with random signs, in float64: a single element that is off shows
+in each. Inputs and weights come from numpy seeds, so they are not recorded. Written by `tools/parity.py
+--write-goldens`.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from parity.report import Report
 from parity.stages import Stage, StageResult, isolate, run_chosen, run_stage
 
 _SECOND_OF_ALL = ("operators", "run", "convert", "ranks")  # take about as long as all other stages
-_RECORDED = (*stages.TOGETHER, "loss", "augment")  # the reference of `augment` is Pillow, which is always there
+_RECORDED = (*stages.TOGETHER, "loss")
 
 
 class NotRecorded(ConfigError):

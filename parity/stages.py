@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     rows: Callable[[Case], Iterator[Row]]  # in the order of diagnosis: the first row that fails names the fault
     ours: Callable[[Case], Trace] | None = None
     reference: Callable[[Case], Trace] | None = None
-    needs_torch: bool = True  # where there is no trace that could have been recorded
+    needs_torch: bool = True  # to compute what production is held to
 
 
 def compared(name: str, mode: str, ours: Callable[[Case], Trace], reference: Callable[[Case], Trace]) -> Stage:
@@ -82,7 +82,7 @@ def stages(steps: int = 3, thorough: bool = True, threads: int | None = None,
               needs_torch=False),
         Stage("config", "-", "-", published.rows, needs_torch=False),
         compared("schedule", "-", *_both_sides("learning_rate", _schedule_probe)),
-        compared("augment", "-", augment.ours, augment.reference),
+        compared("augment", "-", augment.ours, augment.reference)._replace(needs_torch=False),
         Stage("data", "-", "uint8", lambda case: batches.rows(case, thorough), needs_torch=False),
         Stage("operators", "train+eval", "float32", lambda case: operators.rows(case, thorough, threads, turns),
               needs_torch=False),

@@ -90,20 +90,16 @@ def _watched(model, note: Callable[[Call], None]) -> Iterator[None]:
     module = sys.modules[type(model).__module__]
     leaves = [(name, layer) for name, layer in model.named_sublayers()
               if not layer.sublayers() and not isinstance(layer, nn.Sequential)]
-    hooks = [layer.register_forward_pre_hook(functools.partial(_note_layer, note, name)) for name, layer in leaves]
-    convolution = mock.patch.object(layers.Conv2D, "forward", _zeros)
     functions = {"to_kernel_layout": _layout, "add": _add, "global_average_pool": _pool}
-    production = {name: getattr(module, name) for name in functions}
-    for name, describe in functions.items():
-        setattr(module, name, _noting(note, production[name], describe))
-    try:
-        with convolution:
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, function in production.items():
-            setattr(module, name, function)
+    with contextlib.ExitStack() as watching:
+        watching.enter_context(mock.patch.object(layers.Conv2D, "forward", _zeros))
+        for name, layer in leaves:
+            hook = layer.register_forward_pre_hook(functools.partial(_note_layer, note, name))
+            watching.callback(hook.remove)
+        for name, describe in functions.items():
+            watched = _noting(note, getattr(module, name), describe)
+            watching.enter_context(mock.patch.object(module, name, watched))
+        yield
 
 
 def _zeros(layer, x):

@@ -115,6 +115,7 @@ def case_of(plant: Plant) -> Case:
 def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
     """The stages that fail, in order, until it is known which names the fault and whether the self-check sees it."""
     every, failed = stages.stages(thorough=thorough, threads=_THREADS), []
+    before_training = set(stages.of_self_check("all", case))
     case = case if thorough else case.small()
     results = ((stages.run_stage(stage, case, keep_going=False) for stage in every.values()) if thorough
                else stages.run_chosen(every, case, every, {}, keep_going=False))
@@ -124,7 +125,7 @@ def _failed(name: str, case: Case, thorough: bool) -> list[stages.StageResult]:
                 failed.append(result)
             names = {result.stage for result in failed}
             named = names - {"reference"} or (names and result.stage in stages.END_TO_END)
-            if named and names & set(stages.of_self_check("all", case)):
+            if named and names & before_training:
                 break
     return failed
 

@@ -161,7 +161,7 @@ def test_of_a_stage_that_two_processes_share_the_first_fault_is_named():
     assert "backward pass of this operator" in one.hint
 
 
-def test_turns_are_taken_once_from_both_ends(tmp_path):
+def test_turns_are_taken_once_from_both_ends():
     """By two processes at the same time, and by one alone whose other has none left."""
     turns, mine = Turns(), []
     with in_second_process(generators.takes, turns, 400) as second:
